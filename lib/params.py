@@ -1,0 +1,231 @@
+"""The typed parameters of a run: defaults, checks, name and fingerprint. Standard library only.
+
+The defaults are the study as its paper writes it; everything else is an override in a YAML under params/.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import inspect
+import json
+import math
+import re
+import typing
+
+# Raised by one whenever the same parameters would no longer give the same numbers: an old record or checkpoint
+# is then another run's.
+NUMERICS = 1
+
+IMAGE = 32  # CIFAR-10 images are 32 x 32
+TRAIN_IMAGES = 50_000
+
+# What a study's YAML says about its runs; the notebook takes it without a complaint, since the same file is
+# given to papermill with -f.
+PLAN = ("settings", "seeds")
+
+CHOICES = {
+    "schedule": ("constant", "cosine", "triangular", "onecycle"),
+    "crop": ("none", "pad", "reflect", "resized"),
+    "erasing_mode": ("zero", "pixel"),
+    "select": ("last", "best_val", "best_test"),
+    "dtype": ("float32", "bfloat16", "float16"),
+    "device": ("auto", "cpu", "cuda", "mps"),
+}
+
+# Where, how fast and under which label a run is trained; not what it computes.
+LABELS = (
+    "test_batch_size", "device", "fast", "compile", "workers", "checkpoint_minutes",
+    "data_dir", "study", "setting", "force",
+)  # fmt: skip
+
+
+class ParameterError(ValueError):
+    """A parameter that cannot be: one line that names it and the way out."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Params:
+    """One run. The lines below, without their indentation, are the `parameters` cell of notebooks/train.ipynb."""
+
+    # the network
+    kernel: int = 9  # depthwise kernel size k
+    patch: int = 1  # patch size p, divides 32
+    dim: int = 256  # width h
+    depth: int = 8  # number of mixing blocks d
+    # the optimisation (AdamW)
+    epochs: int = 30  # passes over the training images
+    batch_size: int = 64  # training images a step
+    lr: float = 0.001  # peak learning rate
+    schedule: str = "cosine"  # constant, cosine, triangular or onecycle
+    weight_decay: float = 0.01  # decoupled, as AdamW has it
+    decay_1d: bool = True  # also decay biases and BatchNorm weights
+    eps: float = 1e-08  # AdamW's epsilon
+    clip: float = 0.0  # largest gradient norm, 0 for no clipping
+    # the augmentation
+    crop: str = "pad"  # none, pad (by 4, zeros), reflect (by 4) or resized
+    crop_scale: float = 0.75  # smallest share of the area that crop=resized keeps
+    crop_ratio: float = 1.3333333333333333  # widest aspect ratio of crop=resized
+    flip: bool = True  # horizontal, half of the images
+    randaugment: str = "torchvision-2-9"  # none, torchvision-OPS-MAGNITUDE or a timm string
+    jitter: float = 0.0  # brightness, contrast and saturation, 0 for none
+    erasing: float = 0.25  # share of images with an erased rectangle
+    erasing_mode: str = "zero"  # zero (the mean colour) or pixel (noise)
+    mixup: float = 0.5  # alpha, 0 for none
+    cutmix: float = 0.5  # alpha, 0 for none
+    mix_prob: float = 1.0  # share of batches with mixup or CutMix
+    label_smoothing: float = 0.0  # share of the target spread over all classes
+    # the data and the choice of the weights
+    train_size: int = 0  # training images, the validation split apart; 0 for all
+    val_size: int = 5000  # stratified validation split, 0 to train on all 50,000
+    select: str = "best_val"  # last, best_val or best_test (the leak, labelled as one)
+    seed: int = 0  # weights, order, augmentation and split
+    dtype: str = "float32"  # float32, bfloat16 or (CUDA) float16
+    # how it is run: none of these changes what is computed
+    test_batch_size: int = 100  # images a step in evaluation
+    device: str = "auto"  # auto, cpu, cuda or mps
+    fast: bool = True  # the native CPU layers, where they can run
+    compile: bool = False  # torch.compile
+    workers: int = 0  # data loading processes
+    checkpoint_minutes: float = 5.0  # between checkpoints inside an epoch
+    data_dir: str = ""  # where CIFAR-10 lies; empty for data/ of this repository
+    study: str = "own"  # the folder under reports/
+    setting: str = ""  # which file of params/settings/ asked for it
+    force: bool = False  # train a finished run again
+
+    def __post_init__(self):
+        for name, kind in TYPES.items():
+            object.__setattr__(self, name, _typed(name, kind, getattr(self, name)))
+        _check(self)
+
+    @classmethod
+    def of(cls, **values) -> "Params":
+        """Parameters from defaults and `values`; an unknown name is an error that suggests the right one."""
+        for name in values:
+            if name not in TYPES and name not in PLAN:
+                raise ParameterError(f"{name}: {_unknown(name)}")
+        return cls(**{name: value for name, value in values.items() if name in TYPES})
+
+    @classmethod
+    def of_notebook(cls, namespace: dict) -> "Params":
+        """Parameters from a notebook's globals(). Any other plain value in it is taken for a misspelt parameter."""
+        plain = (int, float, str, list, dict, tuple, type(None))
+        shell = ("In", "Out", "exit", "quit")
+        names = [n for n, v in namespace.items() if isinstance(v, plain) and n not in shell]
+        return cls.of(**{n: namespace[n] for n in names if not n.startswith("_") and not n.isupper()})
+
+    def replace(self, **values) -> "Params":
+        """The same with other values, checked anew."""
+        return type(self).of(**{**dataclasses.asdict(self), **values})
+
+    def computed(self) -> dict:
+        """The parameters that change the result, by name."""
+        return {name: getattr(self, name) for name in TYPES if name not in LABELS}
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over every parameter that changes the result and the version of the numerics."""
+        text = json.dumps({**self.computed(), "numerics": NUMERICS}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+TYPES: dict[str, type] = typing.get_type_hints(Params)
+
+
+def run_name(params: Params, base: Params) -> str:
+    """The name of a run's folder: kernel and patch, then what else differs from its study's `base`, then the seed."""
+    own, usual = params.computed(), base.computed()
+    rest = [n for n in own if n not in ("kernel", "patch", "seed") and own[n] != usual[n]]
+    words = [f"k{params.kernel}", f"p{params.patch}", *(f"{n}{_short(own[n])}" for n in rest), f"seed{params.seed}"]
+    return "-".join(words)
+
+
+def differences(ours: dict, theirs: dict) -> str:
+    """`name: theirs -> ours` for every value that differs, in one line."""
+    names = [n for n in {**theirs, **ours} if ours.get(n) != theirs.get(n)]
+    return ", ".join(f"{n}: {theirs.get(n, 'absent')} -> {ours.get(n, 'absent')}" for n in names)
+
+
+def notebook_cell() -> str:
+    """The source of the `parameters` cell, taken from the class above."""
+    lines = [line.strip() for line in inspect.getsource(Params).splitlines()]
+    first = next(i for i, line in enumerate(lines) if line.startswith("# "))
+    last = max(i for i, line in enumerate(lines) if re.match(r"\w+: \w+ = ", line))
+    return "\n".join(lines[first : last + 1])
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name, TYPES, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else "see lib/params.py for the names there are"
+    return f"unknown parameter, {hint}"
+
+
+def _short(value) -> str:
+    """A value as part of a folder's name."""
+    text = ("-on" if value else "-off") if isinstance(value, bool) else str(value)
+    return re.sub(r"[^A-Za-z0-9.+-]", "_", text)
+
+
+def _typed(name: str, kind: type, value):
+    """`value` as `kind`. Text is converted where it can only mean one thing: YAML reads 1e-3 as text."""
+    text = value.strip() if isinstance(value, str) else None
+    if kind is str and isinstance(value, str):
+        return value
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        if text is not None and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        raise ParameterError(f"{name}={value!r}: give True or False")
+    if kind is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if text is not None and re.fullmatch(r"[+-]?\d+", text):
+            return int(text)
+        raise ParameterError(
+            f"{name}={value!r}: give a whole number, such as {Params.__dataclass_fields__[name].default}"
+        )
+    if kind is float and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    example = Params.__dataclass_fields__[name].default
+    raise ParameterError(f"{name}={value!r}: give {'a number' if kind is float else 'text'}, such as {example!r}")
+
+
+def _check(p: Params) -> None:
+    """Refuses what cannot be trained. Each message is one line: the parameter, its value, what is allowed."""
+
+    def need(holds: bool, name: str, allowed: str) -> None:
+        if not holds:
+            raise ParameterError(f"{name}={getattr(p, name)}: {allowed}")
+
+    for name, kind in TYPES.items():
+        need(kind is not float or math.isfinite(getattr(p, name)), name, "give a finite number")
+    for name, allowed in CHOICES.items():
+        need(getattr(p, name) in allowed, name, f"give one of {', '.join(allowed)}")
+    for name in ("kernel", "dim", "depth", "epochs", "batch_size", "test_batch_size"):
+        need(getattr(p, name) >= 1, name, "give 1 or more")
+    need(p.kernel <= 2 * IMAGE - 1, "kernel", f"larger than any image needs, give 1 to {2 * IMAGE - 1}")
+    divisors = [n for n in range(1, IMAGE + 1) if IMAGE % n == 0]
+    need(p.patch in divisors, "patch", f"an image of {IMAGE} x {IMAGE} needs one of {', '.join(map(str, divisors))}")
+    for name in ("lr", "eps", "checkpoint_minutes"):
+        need(getattr(p, name) > 0, name, "give more than 0")
+    for name in ("weight_decay", "clip", "jitter", "mixup", "cutmix", "train_size", "val_size", "workers", "seed"):
+        need(getattr(p, name) >= 0, name, "give 0 or more")
+    for name in ("erasing", "mix_prob", "label_smoothing"):
+        need(0 <= getattr(p, name) <= 1, name, "give a share between 0 and 1")
+    need(p.label_smoothing < 1, "label_smoothing", "give less than 1")
+    need(0 < p.crop_scale <= 1, "crop_scale", "give a share above 0, up to 1")
+    need(p.crop_ratio >= 1, "crop_ratio", "give 1 or more")
+    need(p.seed < 2**32, "seed", f"give less than {2**32}")
+    need(p.val_size % 10 == 0, "val_size", "give a multiple of 10, the same number from each class")
+    need(p.val_size < TRAIN_IMAGES, "val_size", f"there are {TRAIN_IMAGES} training images")
+    left = TRAIN_IMAGES - p.val_size
+    need(p.train_size <= left, "train_size", f"{left} training images are left beside val_size={p.val_size}")
+    need(p.batch_size <= (p.train_size or left), "batch_size", f"there are only {p.train_size or left} training images")
+    need(p.val_size > 0 or p.select != "best_val", "select", "best_val needs val_size above 0, or take select=last")
+    need(p.dtype != "float16" or p.device in ("auto", "cuda"), "dtype", "float16 needs device=cuda, or take bfloat16")
+    for name in ("study", "setting"):
+        word = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", getattr(p, name)) and ".." not in getattr(p, name)
+        need(bool(word) or (name == "setting" and not p.setting), name, "give letters, digits, '.', '_' and '-' only")

@@ -1,0 +1,213 @@
+"""Run folders under reports/: their names, what is written there and how it is read back as a DataFrame. No torch.
+
+reports/<study>/runs/<run>/result.json        the record; written last, so it exists exactly if the run finished
+                           predictions.npz    the selected weights' class for each of the 10,000 test images
+                           progress.json      how far an unfinished run has come (not in git)
+                           failure.json       why the last attempt stopped (not in git)
+                           checkpoint*.pt, weights.safetensors, train.ipynb (not in git)
+"""
+
+import contextlib
+import datetime
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lib import study as studies
+from lib.params import NUMERICS, Params, differences, run_name
+from lib.study import ROOT, Study
+
+REPORTS = ROOT / "reports"
+SCHEMA = 1
+
+RESULT, PREDICTIONS, PROGRESS, FAILURE = "result.json", "predictions.npz", "progress.json", "failure.json"
+NOTEBOOK, WEIGHTS, CHECKPOINT = "train.ipynb", "weights.safetensors", "checkpoint.pt"
+
+# What a record must hold for the tables and figures; anything else in it is for the reader.
+REQUIRED = {
+    "run": str, "study": str, "params": dict, "fingerprint": str, "history": list, "selected_epoch": int,
+    "test_acc": float, "test_loss": float, "last_test_acc": float, "per_class_acc": dict, "seconds": float,
+    "images_per_second": float, "peak_memory_mb": float, "parameters": int, "forward_macs": int,
+    "data_digest": str, "environment": dict,
+}  # fmt: skip
+
+
+class RecordError(ValueError):
+    """A record that cannot be read or used: one line that names the file."""
+
+
+def study_folder(study: str) -> Path:
+    """Where a study's page, tables, figures and runs lie."""
+    return REPORTS / study
+
+
+def run_folder(params: Params) -> Path:
+    """Where a run's files lie; the one place that decides it."""
+    return study_folder(params.study) / "runs" / run_name(params, studies.base_params(params.study))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all: a temporary beside it, flushed to the disk, renamed over it."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself must survive a power cut
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, values: dict) -> None:
+    """Writes a JSON file atomically; a NaN or infinity in it is an error, since no reader agrees on them."""
+    write_bytes(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file; RecordError names the file and what is wrong with it."""
+
+    def refuse(constant: str):
+        raise ValueError(f"holds {constant}")
+
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{_shown(path)}: not readable as a record ({error})") from None
+    if not isinstance(values, dict):
+        raise RecordError(f"{_shown(path)}: not readable as a record (not an object)")
+    return values
+
+
+def read_result(path: Path) -> dict:
+    """A finished run's record, checked; RecordError names the file."""
+    values = read_json(path)
+    if values.get("schema") != SCHEMA:
+        raise RecordError(
+            f"{_shown(path)}: schema {values.get('schema')}, this code reads {SCHEMA}; train the run again"
+        )
+    for name, kind in REQUIRED.items():
+        kinds = (int, float) if kind is float else kind
+        if not isinstance(values.get(name), kinds):
+            raise RecordError(f"{_shown(path)}: {name} is missing or no {kind.__name__}")
+    if not values["history"]:
+        raise RecordError(f"{_shown(path)}: history is empty")
+    return values
+
+
+def load(study: Study) -> pd.DataFrame:
+    """Every run of a study, one row each, in the study's order: finished or not, none left out.
+
+    Columns: run, settings (tuple), seed, kernel, patch, lr, epochs, params (a dict), fingerprint, status, reason,
+    epoch (the last finished one), and of finished runs record (the whole dict) with test_acc, test_loss,
+    last_test_acc, val_acc (of the selected epoch; accuracies in per cent), seconds, images_per_second,
+    peak_memory_mb, parameters, forward_macs.
+
+    status is done, unfinished (trained in part), failed, missing, or refused: a record that is there but cannot be
+    used, because it is unreadable, incomplete or of other parameters; `reason` says why in one line.
+    """
+    return pd.DataFrame([_row(study, run) for run in study.runs])
+
+
+def _row(study: Study, run: studies.Run) -> dict:
+    params, folder = run.params, study_folder(study.name) / "runs" / run.name
+    row = {
+        "run": run.name, "settings": run.settings, "seed": params.seed, "kernel": params.kernel,
+        "patch": params.patch, "lr": params.lr, "epochs": params.epochs, "params": params.computed(),
+        "fingerprint": params.fingerprint, "status": "missing", "reason": "", "epoch": 0, "record": None,
+    }  # fmt: skip
+    numbers = ("test_acc", "test_loss", "last_test_acc", "seconds", "images_per_second", "peak_memory_mb",
+               "parameters", "forward_macs")  # fmt: skip
+    row |= dict.fromkeys((*numbers, "val_acc"), np.nan)
+    try:
+        if (folder / RESULT).exists():
+            record = read_result(folder / RESULT)
+            refuse_other(record, params, folder / RESULT)
+            row |= {"status": "done", "record": record, "epoch": len(record["history"])}
+            row |= {name: record[name] for name in numbers}
+            row["val_acc"] = record["history"][record["selected_epoch"] - 1].get("val_acc") or np.nan
+        elif (folder / FAILURE).exists():
+            failure = read_json(folder / FAILURE)
+            row |= {"status": "failed", "reason": str(failure.get("reason")), "epoch": int(failure.get("epoch") or 0)}
+        elif (folder / PROGRESS).exists():
+            progress = read_json(folder / PROGRESS)
+            if progress.get("fingerprint") == params.fingerprint:
+                row |= {"status": "unfinished", "epoch": len(progress.get("history") or [])}
+                row["reason"] = f"at epoch {row['epoch']} of {params.epochs}"
+    except RecordError as error:
+        row |= {"status": "refused", "reason": str(error)}
+    return row
+
+
+def refuse_other(record: dict, params: Params, path: Path) -> None:
+    """RecordError with the differences if `record` was trained with other parameters or another version of the code."""
+    if record.get("fingerprint") != params.fingerprint:
+        ours = {**params.computed(), "numerics": NUMERICS}
+        theirs = {
+            **{n: v for n, v in record.get("params", {}).items() if n in ours},
+            "numerics": record.get("numerics"),
+        }
+        changes = differences(ours, theirs) or "the fingerprint itself"
+        raise RecordError(f"{_shown(path)}: made with other parameters ({changes}); move its folder away to train anew")
+
+
+def environment() -> dict:
+    """Where a result comes from: versions, processor, system, commit. Of torch only what needs no import of it."""
+    packages = ("torch", "torchvision", "timm", "numpy", "pillow")
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        **git_state(),
+    }
+
+
+@functools.cache
+def cpu_name() -> str:
+    """The processor as the system names it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def git_state() -> dict:
+    """The commit and whether source files differ from it; both None outside a git checkout."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(("git", *words), cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # Reports are what runs write: they do not make the source another one.
+        changed = git("status", "--porcelain", "--", "lib", "notebooks", "params", "pyproject.toml")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def now() -> str:
+    """The time in UTC, to the second, as ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

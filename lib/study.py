@@ -1,0 +1,150 @@
+"""A study: settings, seeds and a budget that make one report. Read from params/, expanded into runs.
+
+params/studies/NAME.yaml holds the overrides that all its runs share and, beside them, `settings` (files of
+params/settings/, in the report's order) and `seeds`. A setting's own overrides come after the study's; an entry
+of `settings` may be a mapping {name: {overrides}} where this study wants a setting changed.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import yaml
+
+from lib.params import ParameterError, Params, run_name
+
+ROOT = Path(__file__).resolve().parent.parent
+PARAMS = ROOT / "params"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One configuration with one seed in a study, and every setting that shows it (k=9, p=1 is in two ablations)."""
+
+    name: str
+    params: Params
+    settings: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A name, what all runs share, and the runs in the order in which they are trained."""
+
+    name: str
+    purpose: str  # the comment that opens the file
+    base: Params
+    runs: tuple[Run, ...]
+    seeds: tuple[int, ...]
+
+    def runs_of(self, setting: str) -> list[Run]:
+        """The runs of a setting, one a seed; empty where this study leaves the setting out."""
+        return [run for run in self.runs if setting in run.settings]
+
+
+def read_yaml(path: Path) -> dict:
+    """The mapping in a YAML file; ParameterError names the file and, where it can, the line."""
+    try:
+        shown = path.resolve().relative_to(ROOT)
+    except ValueError:
+        shown = path
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Strict)
+    except FileNotFoundError:
+        raise ParameterError(f"{shown}: no such file") from None
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ParameterError(f"{shown}, line {line}: not UTF-8, save the file as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ParameterError(f"{shown}{line}: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ParameterError(f"{shown}, line 1: give `name: value` lines, this is {_kind(values)}")
+    return values
+
+
+def names() -> list[str]:
+    """The studies there are files for."""
+    return sorted(path.stem for path in (PARAMS / "studies").glob("*.yaml"))
+
+
+def base_params(name: str) -> Params:
+    """What all runs of a study share: its file's overrides, or the defaults where a study has no file."""
+    path = PARAMS / "studies" / f"{name}.yaml"
+    return _named(path, read_yaml(path)) if path.exists() else Params(study=name)
+
+
+def load(name: str) -> Study:
+    """The study `name`, checked whole: every run's parameters are valid before the first is trained."""
+    path = PARAMS / "studies" / f"{name}.yaml"
+    if not path.exists():
+        raise ParameterError(f"study={name}: no params/studies/{name}.yaml, there are {', '.join(names())}")
+    values = read_yaml(path)
+    base = _named(path, values)
+    if base.study != name:
+        raise ParameterError(f"{path.relative_to(ROOT)}: says study: {base.study}, its file name says {name}")
+    seeds = values.get("seeds", [base.seed])
+    if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
+        raise ParameterError(f"{path.relative_to(ROOT)}: seeds: give a list of different whole numbers")
+    asked = values.get("settings", [])
+    if not isinstance(asked, list) or not asked:
+        raise ParameterError(f"{path.relative_to(ROOT)}: settings: give a list of files in params/settings/")
+    shared = {name: value for name, value in values.items() if name not in ("settings", "seeds")}
+    runs: dict[str, Run] = {}
+    for seed in seeds:
+        for setting, overrides in map(_entry, asked):
+            file = PARAMS / "settings" / f"{setting}.yaml"
+            params = _named(file, {**shared, **read_yaml(file), **overrides, "seed": seed})
+            run = Run(run_name(params, base), params, (setting,))
+            if run.name in runs:
+                earlier = runs[run.name]
+                run = dataclasses.replace(earlier, settings=(*earlier.settings, setting))
+            runs[run.name] = run
+    return Study(name, _comment(path), base, tuple(runs.values()), tuple(int(seed) for seed in seeds))
+
+
+def _entry(item) -> tuple[str, dict]:
+    """An entry of `settings` as a name and this study's overrides of it."""
+    if isinstance(item, dict) and len(item) == 1:
+        ((name, overrides),) = item.items()
+        if isinstance(overrides, dict):
+            return name, overrides
+    if isinstance(item, str):
+        return item, {}
+    raise ParameterError(f"settings: {item!r} is neither a name nor `name: {{overrides}}`")
+
+
+def _named(path: Path, values: dict) -> Params:
+    """Parameters from a file's values; an error names the file."""
+    try:
+        return Params.of(**values)
+    except ParameterError as error:
+        raise ParameterError(f"{path.relative_to(ROOT)}: {error}") from None
+
+
+def _comment(path: Path) -> str:
+    """The comment that opens a file, as one line."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# ").rstrip())
+    return " ".join(lines)
+
+
+def _kind(value) -> str:
+    return {type(None): "empty", list: "a list", dict: "a mapping with a name that is no text"}.get(
+        type(value), "a single value"
+    )
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML that refuses a key given twice: the second would silently win."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=deep)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{name} is given twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
