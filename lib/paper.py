@@ -1,0 +1,132 @@
+"""Every published figure that a table or a sentence compares with, each with its source. Standard library only.
+
+"The study" is Li, Lu & Liu, *ConvMixer Reproduction: Kernel and Patch Size Ablations on CIFAR-10*; "the original"
+is Trockman & Kolter, *Patches Are All You Need?* (arXiv 2201.09792). Accuracies are per cent of the CIFAR-10 test
+set for ConvMixer-256/8, unless a figure says otherwise.
+"""
+
+import typing
+
+NETWORK = (256, 8)  # dim, depth of every network in the tables
+EPOCHS, ORIGINAL_EPOCHS = 30, 200  # the study's (Section III-C) and the original's, as the study gives it (IV-D)
+KERNELS, PATCHES = (3, 5, 7, 9), (1, 2, 4)  # the two ablations; the other size is 1 and 9
+TEST_IMAGES = 10_000
+
+
+class Figure(typing.NamedTuple):
+    """One accuracy that somebody published, in per cent."""
+
+    kernel: int
+    patch: int
+    accuracy: float
+    source: str
+
+
+# As printed. One configuration, k=9 and p=1, has three figures; none is corrected here.
+BASELINE = Figure(9, 1, 88.94, "the study, Table I")
+KERNEL = tuple(
+    Figure(kernel, 1, accuracy, "the study, Table II")
+    for kernel, accuracy in ((3, 85.65), (5, 86.98), (7, 88.40), (9, 88.94))
+)
+PATCH = tuple(
+    Figure(9, patch, accuracy, "the study, Table III") for patch, accuracy in ((1, 89.97), (2, 86.30), (4, 80.96))
+)
+OVERALL = {  # Table IV, by the ablation whose run it names
+    "kernel-3": Figure(3, 1, 85.65, "the study, Table IV, kernel ablation"),
+    "kernel-9": Figure(9, 1, 88.94, "the study, Table IV, kernel ablation"),
+    "patch-1": Figure(9, 1, 89.97, "the study, Table IV, patch ablation"),
+    "patch-4": Figure(9, 4, 80.96, "the study, Table IV, patch ablation"),
+    "baseline": Figure(9, 1, 88.98, "the study, Table IV, baseline"),
+}
+
+# The last epoch in the outputs of the study's public notebooks (github.com/LOOK4869/ConvMixer), where the printed
+# figure is the largest test accuracy of any epoch.
+LAST_EPOCH = {
+    **{
+        f"kernel-{kernel}": Figure(kernel, 1, accuracy, "the study's notebooks, last epoch of the kernel runs")
+        for kernel, accuracy in ((3, 83.02), (5, 85.72), (7, 87.98), (9, 88.74))
+    },
+    **{
+        f"patch-{patch}": Figure(9, patch, accuracy, "the study's notebooks, last epoch of the patch runs")
+        for patch, accuracy in ((1, 86.54), (2, 85.21), (4, 80.96))
+    },
+}
+
+ORIGINAL = tuple(
+    Figure(kernel, patch, accuracy, "the original, as the study quotes it")
+    for kernel, patch, accuracy in (
+        (3, 1, 93.61), (5, 1, 95.19), (7, 1, 95.80), (9, 1, 95.88), (9, 2, 95.00), (9, 4, 92.61),
+    )
+)  # fmt: skip
+
+# Figures for the same configurations that reached us through others; no table uses them.
+SECOND_HAND = (
+    Figure(5, 1, 95.11, "second-hand: another reading of the original's Table 4"),
+    Figure(7, 1, 95.72, "second-hand: another reading of the original's Table 4"),
+    Figure(9, 2, 95.08, "second-hand: another reading of the original's Table 4"),
+    Figure(9, 1, 96.03, "second-hand: locuslab/convmixer, issue 15, weight decay 0.01"),
+    Figure(9, 1, 95.89, "second-hand: locuslab/convmixer, issue 15, a user's rerun"),
+)
+
+# Other systems at k=5, p=2 with a small budget; recipes and networks differ from the study's.
+CONTEXT = (
+    Figure(5, 2, 92.60, "locuslab/convmixer-cifar10, 25 epochs"),
+    Figure(5, 2, 90.83, "Lux.jl's ConvMixer example, 25 epochs"),
+)
+
+# Validation accuracy (%) after the 10 epochs of the learning-rate sweep (Fig. 2), from the study's notebook 03.
+SWEEP_EPOCHS = 10
+SWEEP = {1e-4: 67.93, 1e-3: 80.59, 1e-2: 78.16}
+
+
+class Compute(typing.NamedTuple):
+    """A row of the study's Table V: epochs over all runs, hours in total, minutes an epoch."""
+
+    train_batch: int
+    test_batch: int
+    epochs: int
+    hours: float
+    minutes_per_epoch: float
+
+
+COMPUTE = {"kernel": Compute(64, 100, 120, 10.0, 5.0), "patch": Compute(64, 100, 90, 4.5, 3.0)}
+
+# Parameters and multiply-accumulates of one forward pass of one image, by (kernel, patch), for ConvMixer-256/8.
+PARAMETERS = {
+    (3, 1): 559_114, (5, 1): 591_882, (7, 1): 641_034, (9, 1): 706_570, (9, 2): 708_874, (9, 4): 718_090,
+}  # fmt: skip
+MEGA_MACS = {(3, 1): 556, (5, 1): 590, (7, 1): 640, (9, 1): 707, (9, 2): 177, (9, 4): 45}
+
+# Standard deviation over seeds of CIFAR-10 test accuracy (points) after so many epochs, for another network
+# (Jordan, arXiv 2304.01910): what seeds alone do, where too few of ours were run to say.
+SEED_NOISE = {4: 0.56, 16: 0.19, 64: 0.15}
+
+
+def original(kernel: int, patch: int) -> Figure | None:
+    """The original's figure for a configuration, None where it printed none."""
+    return _find(ORIGINAL, kernel, patch)
+
+
+def printed(setting: str) -> Figure | None:
+    """The figure of the study's own table for a setting such as kernel-3 (Table II) or patch-2 (Table III)."""
+    ablation, _, size = setting.partition("-")
+    if ablation == "kernel" and size.isdecimal():
+        return _find(KERNEL, int(size), 1)
+    if ablation == "patch" and size.isdecimal():
+        return _find(PATCH, 9, int(size))
+    return None
+
+
+def context(kernel: int, patch: int) -> tuple[Figure, ...]:
+    """What else was published for a configuration that no table of the study holds."""
+    return tuple(figure for figure in CONTEXT if (figure.kernel, figure.patch) == (kernel, patch))
+
+
+def baselines() -> tuple[float, ...]:
+    """The different figures (%) that the study prints for its one baseline configuration, ascending."""
+    figures = (BASELINE, *KERNEL, *PATCH, *OVERALL.values())
+    return tuple(sorted({figure.accuracy for figure in figures if (figure.kernel, figure.patch) == (9, 1)}))
+
+
+def _find(figures: tuple[Figure, ...], kernel: int, patch: int) -> Figure | None:
+    return next((f for f in figures if (f.kernel, f.patch) == (kernel, patch)), None)
