@@ -1,0 +1,146 @@
+"""Intervals, paired comparisons and trend tests over seeds; for single runs, what their test images can say.
+
+Every result carries its n, and every p the smallest p that n can reach: with few seeds a test cannot come out
+significant whatever the data. Numbers in points of accuracy (per cent) unless a docstring says otherwise.
+"""
+
+import itertools
+import math
+import typing
+
+import numpy as np
+import scipy.stats
+
+LEVEL = 0.95
+
+
+class Mean(typing.NamedTuple):
+    """A mean over seeds and half the width of its interval; `half` is NaN for one seed, which shows no spread."""
+
+    n: int
+    mean: float
+    half: float
+
+
+class Paired(typing.NamedTuple):
+    """A mean difference over common seeds, half its interval, the sign-flip p and the smallest p that n allows."""
+
+    n: int
+    mean: float
+    half: float
+    p: float
+    smallest_p: float
+
+
+class Trend(typing.NamedTuple):
+    """Page's L for a predicted order, its one-sided p and the smallest p of that many seeds and levels."""
+
+    n: int
+    levels: int
+    statistic: float
+    p: float
+    smallest_p: float
+
+
+class McNemar(typing.NamedTuple):
+    """How many images only the first and only the second network gets right, and the exact two-sided p."""
+
+    n: int
+    only_first: int
+    only_second: int
+    p: float
+
+
+def mean(values) -> Mean:
+    """Mean of `values` (n,) and half of its 95 % Student interval.
+
+    It covers a new mean over as many seeds only as far as seeds vary normally. A bootstrap of 5 values is too
+    narrow (its 95 % interval covers some 83 %: tests/test_stats.py), so it is not used for so few.
+    """
+    values = _finite(values)
+    n = len(values)
+    if n < 2:
+        return Mean(n, float(values[0]) if n else math.nan, math.nan)
+    half = scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)
+    return Mean(n, float(values.mean()), float(half))
+
+
+def paired(first: dict, second: dict) -> Paired:
+    """`second - first` over the seeds that both have; each is {seed: accuracy}.
+
+    Common seeds share the split, so what a seed does to both cancels. The p is that of flipping the sign of each
+    difference, exact: it asks whether the differences lie around zero. It cannot be below 2 / 2**n, so fewer than 6
+    seeds never reach 0.05; with one seed there is no p and no interval.
+    """
+    differences = _finite([second[seed] - first[seed] for seed in sorted(set(first) & set(second))])
+    n, average, half = mean(differences)
+    if n < 2:
+        return Paired(n, average, half, math.nan, math.nan)
+    flip = scipy.stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(0)
+    )
+    return Paired(n, average, half, float(flip.pvalue), 2.0 ** (1 - n))
+
+
+def trend(table) -> Trend:
+    """Page's test that each row of `table` (seeds, levels) rises from left to right, against no order at all.
+
+    It shows an order across levels, not that each step of it is real. One row is counted out: a perfect order of
+    k levels has probability 1/k! by chance, 1/24 for four kernels and 1/6 for three patches, which is the smallest
+    p of a single seed. Fewer than three levels have no trend.
+    """
+    table = np.asarray(table, dtype=float)
+    n, levels = table.shape
+    if n < 1 or levels < 3:
+        return Trend(n, levels, math.nan, math.nan, math.nan)
+    smallest = math.factorial(levels) ** -float(n)
+    order = np.arange(1, levels + 1)
+    if n > 1:
+        page = scipy.stats.page_trend_test(table)
+        return Trend(n, levels, float(page.statistic), float(page.pvalue), smallest)
+    statistic = float(order @ scipy.stats.rankdata(table[0]))
+    reached = [order @ np.array(other) >= statistic for other in itertools.permutations(order)]
+    return Trend(1, levels, statistic, float(np.mean(reached)), smallest)
+
+
+def binomial_error(accuracy: float, images: int) -> float:
+    """Standard error (points) of one network's `accuracy` (%) on `images` test images.
+
+    What other test images of the same kind would change. It holds nothing of what another seed would.
+    """
+    share = accuracy / 100
+    return 100 * math.sqrt(share * (1 - share) / images)
+
+
+def mcnemar(first, second, labels) -> McNemar:
+    """The exact McNemar test of two networks' predictions against `labels`, each (n,).
+
+    It compares these two trained networks on images of this kind; it cannot say that the same two settings trained
+    with other seeds would differ.
+    """
+    first, second, labels = (np.asarray(values) for values in (first, second, labels))
+    if not first.shape == second.shape == labels.shape:
+        raise ValueError(f"predictions {first.shape}, {second.shape} and labels {labels.shape} differ in number")
+    right, also = first == labels, second == labels
+    only_first, only_second = int(np.sum(right & ~also)), int(np.sum(also & ~right))
+    discordant = only_first + only_second
+    p = scipy.stats.binomtest(only_first, discordant).pvalue if discordant else 1.0
+    return McNemar(len(labels), only_first, only_second, float(p))
+
+
+def same_order(ours, theirs) -> tuple[int, int]:
+    """How many pairs of levels are ordered alike in two equally long lists, and how many pairs there are.
+
+    A pair that either side ties is no pair.
+    """
+    pairs = list(itertools.combinations(zip(ours, theirs, strict=True), 2))
+    signs = [np.sign(a[0] - b[0]) * np.sign(a[1] - b[1]) for a, b in pairs]
+    return sum(sign > 0 for sign in signs), sum(sign != 0 for sign in signs)
+
+
+def _finite(values) -> np.ndarray:
+    """`values` as floats; a NaN among them would silently become the answer."""
+    values = np.asarray(values, dtype=float)
+    if not np.isfinite(values).all():
+        raise ValueError("a value is not finite")
+    return values

@@ -1,0 +1,93 @@
+"""Each statistic against a value worked out another way."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from lib import stats
+
+
+def test_mean_is_students_interval():
+    values = [90.1, 89.7, 90.4, 89.9, 90.2]
+    result = stats.mean(values)
+    low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert result == (5, pytest.approx(np.mean(values)), pytest.approx((high - low) / 2))
+
+
+def test_one_seed_has_no_interval_and_none_no_mean():
+    assert stats.mean([88.0])[:2] == (1, 88.0) and math.isnan(stats.mean([88.0]).half)
+    assert stats.mean([]).n == 0 and math.isnan(stats.mean([]).mean)
+
+
+def test_nan_is_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        stats.mean([1.0, math.nan])
+
+
+def test_students_interval_covers_where_a_bootstrap_of_five_does_not():
+    draws = np.random.default_rng(1).normal(size=(400, 5))
+    student = [abs(result.mean) <= result.half for result in map(stats.mean, draws)]
+    boot = scipy.stats.bootstrap((draws,), np.mean, axis=1, method="percentile", n_resamples=500, rng=2)
+    low, high = boot.confidence_interval
+    assert 0.92 < np.mean(student) < 0.98
+    assert np.mean((low <= 0) & (high >= 0)) < 0.88
+
+
+@pytest.mark.parametrize(("n", "smallest"), [(2, 0.5), (3, 0.25), (5, 0.0625), (6, 0.03125)])
+def test_smallest_sign_flip_p_is_reached_and_never_passed(n, smallest):
+    result = stats.paired(dict.fromkeys(range(n), 80.0), {seed: 81 + seed / 10 for seed in range(n)})
+    assert (result.n, result.p, result.smallest_p) == (n, pytest.approx(smallest), pytest.approx(smallest))
+
+
+def test_paired_counts_all_sign_flips_over_common_seeds():
+    first, second = {0: 80.0, 1: 81.0, 2: 79.0, 3: 80.0, 9: 1.0}, {0: 80.9, 1: 81.2, 2: 78.7, 3: 80.5, 8: 99.0}
+    differences = np.array([0.9, 0.2, -0.3, 0.5])
+    flipped = [np.mean(differences * signs) for signs in itertools.product((1, -1), repeat=4)]
+    expected = np.mean(np.abs(flipped) >= abs(differences.mean()) - 1e-12)
+    result = stats.paired(first, second)
+    assert result.n == 4 and result.mean == pytest.approx(0.325) and result.p == pytest.approx(expected)
+
+
+def test_one_common_seed_has_a_difference_only():
+    result = stats.paired({0: 80.0}, {0: 81.5, 1: 3.0})
+    assert result[:2] == (1, 1.5) and all(math.isnan(value) for value in result[2:])
+    assert stats.paired({0: 1.0}, {1: 2.0}).n == 0
+
+
+@pytest.mark.parametrize("levels", [3, 4])
+def test_a_perfect_order_of_one_seed_has_probability_one_in_k_factorial(levels):
+    result = stats.trend([range(levels)])
+    assert result.p == pytest.approx(1 / math.factorial(levels)) == result.smallest_p
+    assert stats.trend([range(levels, 0, -1)]).p == 1.0
+
+
+def test_trend_over_seeds_is_pages():
+    table = np.random.default_rng(0).normal(size=(5, 4)) + np.arange(4)
+    result, page = stats.trend(table), scipy.stats.page_trend_test(table)
+    assert (result.statistic, result.p) == (page.statistic, page.pvalue)
+    assert stats.trend([[1, 2, 3]] * 3).p == pytest.approx(1 / 6**3)
+    assert math.isnan(stats.trend([[1, 2]]).p)
+
+
+def test_binomial_error_at_89_per_cent():
+    assert stats.binomial_error(89, 10_000) == pytest.approx(0.31, abs=0.005)
+
+
+def test_mcnemar_is_the_sign_test_of_discordant_images():
+    labels = np.zeros(100, np.uint8)
+    first, second = labels.copy(), labels.copy()
+    first[:15], second[10:12] = 1, 1
+    result = stats.mcnemar(first, second, labels)
+    assert (result.n, result.only_first, result.only_second) == (100, 0, 13)
+    assert result.p == pytest.approx(2 * 0.5**13)
+    assert stats.mcnemar(first, first, labels).p == 1.0
+    with pytest.raises(ValueError, match="differ in number"):
+        stats.mcnemar(first[:5], second, labels)
+
+
+def test_same_order_counts_pairs():
+    assert stats.same_order([1, 2, 3, 4], [10, 20, 40, 30]) == (5, 6)
+    assert stats.same_order([1, 1, 3], [1, 2, 3]) == (2, 2)
