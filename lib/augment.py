@@ -1,0 +1,263 @@
+"""Augmentation in two halves: `plan` draws what happens to every image of an epoch, `batch` does it to some of them.
+
+A plan is a table with a row an image, a pure function of (seed, epoch, image); applying a row draws nothing. So
+batches can be made in any order, by any number of workers, again after a crash, and always have the same pixels.
+Rows are applied by lib/augment.c where there is a C compiler, and by Pillow, pixel for pixel the same, elsewhere.
+"""
+
+import ctypes
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lib import native, randaugment
+from lib.draws import Purpose, order, philox, uniform
+from lib.randaugment import OP, Filter
+
+__all__ = ["Augment", "Plan", "Recipe", "mix", "normalise", "order"]
+
+PADDING = 4  # pixels by which crops may reach over the border
+SMALLEST = 8  # pixels; a reflected crop needs more than PADDING
+BANK = 2**20  # normal numbers that "pixel" erasing reads from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is done to the training images; as it stands, nothing. The order is that of the fields.
+
+    Pixels up to `jitter` are bytes as in torchvision's and timm's transforms; erasing follows normalisation.
+    """
+
+    crop: str = "none"  # none; pad or reflect: shifted by up to 4 pixels; resized: a random part, enlarged
+    crop_scale: float = 0.75  # resized: smallest share of the area
+    crop_ratio: float = 4 / 3  # resized: widest aspect ratio, either way
+    flip: bool = False  # horizontal, half of the images
+    randaugment: str = "none"  # see lib.randaugment.parse
+    jitter: float = 0.0  # brightness, contrast and saturation by up to this factor, in random order
+    erasing: float = 0.0  # share of images with an erased rectangle
+    erasing_mode: str = "zero"  # zero (torchvision's rectangles) or pixel (timm's rectangles, normal noise)
+    mixup: float = 0.0  # alpha of Beta(alpha, alpha), 0 for none
+    cutmix: float = 0.0  # alpha, 0 for none
+    mix_prob: float = 1.0  # share of batches that are mixed
+    label_smoothing: float = 0.0  # share of each target spread over all classes
+
+    def __post_init__(self):
+        for name, choices in (("crop", ("none", "pad", "reflect", "resized")), ("erasing_mode", ("zero", "pixel"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)}: give one of {', '.join(choices)}")
+        randaugment.parse(self.randaugment)
+
+
+# The window of the source that is seen (height, width: the image's own, or a smaller one that is enlarged with
+# `filter`), whether it is mirrored, and the erased rectangle (top, left, height, width; height 0 for none) with the
+# place in the bank where its noise begins. The same layout as in lib/augment.c.
+FRAME = np.dtype(
+    [(name, np.int32) for name in ("top", "left", "height", "width", "filter", "flip")]
+    + [("hole", np.int32, 4), ("noise", np.int32)]
+)
+
+
+class Plan(NamedTuple):
+    """What an epoch does to N images: row i is for image i."""
+
+    frames: np.ndarray  # (N,) of FRAME
+    ops: np.ndarray  # (N, operations in a row) of lib.randaugment.OP
+
+
+class Augment:
+    """Augments `images` (N, H, W, 3), uint8, C-contiguous, H and W at least 8; they are shared, not copied.
+
+    mean, std: of each channel, in [0, 1]. Can be pickled, forked and used from several threads.
+    """
+
+    def __init__(self, images: np.ndarray, recipe: Recipe, seed: int, mean, std):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.flags.c_contiguous:
+            raise ValueError(f"images: need C-contiguous uint8 (N, H, W, 3), got {images.dtype} {images.shape}")
+        if min(images.shape[1:3]) < SMALLEST:
+            raise ValueError(f"images: need {SMALLEST} pixels or more each way, got {images.shape[1:3]}")
+        self.images, self.recipe, self.seed = images, recipe, seed
+        self.policy = randaugment.parse(recipe.randaugment)
+        self.table = normalise(np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, 2), mean, std)[:, 0]
+        # What shear, rotation and translation bring in: black in torchvision, the mean colour in timm.
+        self.fill = tuple(min(255, round(255 * m)) for m in mean) if self.policy.library == "timm" else (0, 0, 0)
+        self.bank = None
+        if recipe.erasing > 0 and recipe.erasing_mode == "pixel":
+            # A hole shows a stretch of this bank from a random place on: independent values in an image, and two
+            # images of a batch share some of them once in about 700 times.
+            u = uniform(seed, 0, Purpose.NOISE, BANK, 1)[:, 0]
+            self.bank = randaugment.ndtri(u + 2.0**-54).astype(np.float32)
+
+    def plan(self, epoch: int) -> Plan:
+        """The draws of one epoch for all images: 0.1 s for 50,000 with everything switched on."""
+        n, height, width, _ = self.images.shape
+        recipe, policy = self.recipe, self.policy
+
+        def draw(purpose, columns):
+            return uniform(self.seed, epoch, purpose, n, columns)
+
+        frames = np.zeros(n, FRAME)
+        frames["height"], frames["width"] = height, width
+        if recipe.crop in ("pad", "reflect"):
+            places = np.floor(draw(Purpose.CROP, 2) * (2 * PADDING + 1)) - PADDING
+            frames["top"], frames["left"] = places.T
+        elif recipe.crop == "resized":
+            u = draw(Purpose.CROP, 23)
+            ratio = recipe.crop_ratio
+            top, left, h, w = _rectangles(u, height, width, (recipe.crop_scale, 1), (1 / ratio, ratio), (height, width))
+            # Ten tries without one that fits: the largest part in the middle that has an allowed shape.
+            large = min(height, round(width * ratio)), min(width, round(height * ratio))
+            missed = h == 0
+            frames["height"], frames["width"] = np.where(missed, large[0], h), np.where(missed, large[1], w)
+            frames["top"] = np.where(missed, (height - large[0]) // 2, top)
+            frames["left"] = np.where(missed, (width - large[1]) // 2, left)
+            # torchvision's default is bilinear, timm's a random choice.
+            frames["filter"] = randaugment.either(u[:, 22]) if policy.library == "timm" else Filter.BILINEAR
+        if recipe.flip:
+            frames["flip"] = draw(Purpose.FLIP, 1)[:, 0] < 0.5
+        if recipe.erasing > 0:
+            u = draw(Purpose.ERASING, 24)
+            area, aspect = (
+                ((0.02, 0.33), (0.3, 3.3)) if recipe.erasing_mode == "zero" else ((0.02, 1 / 3), (0.3, 1 / 0.3))
+            )
+            hole = _rectangles(u, height, width, area, aspect, (height - 1, width - 1))
+            frames["hole"] = np.where(u[:, 22] < recipe.erasing, hole, 0).T
+            frames["noise"] = u[:, 23] * (BANK - 3 * height * width)
+
+        ops = [np.zeros((n, 0), OP)]
+        if policy.layers:
+            ops.append(randaugment.draw(policy, draw(Purpose.RANDAUGMENT, 5 * policy.layers), height, width))
+        if recipe.jitter > 0:
+            ops.append(randaugment.draw_jitter(recipe.jitter, draw(Purpose.JITTER, 4)))
+        return Plan(frames, np.concatenate(ops, axis=1))
+
+    def batch(self, plan: Plan, indices: np.ndarray) -> np.ndarray:
+        """The images named by `indices` (B,), as `plan` has them: float32 (B, H, W, 3), C-contiguous, normalised."""
+        indices = np.ascontiguousarray(indices, np.int64)
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self.images) == len(plan.frames):
+            raise IndexError(f"indices or plan do not fit the {len(self.images)} images")
+        out = np.empty((len(indices), *self.images.shape[1:]), np.float32)
+        # No fused multiply-add: it rounds once where Pillow rounds twice.
+        library = native.load("augment", "-ffp-contract=off")
+        if library is None:
+            self._apply_with_pillow(plan, indices, out)
+        else:
+            self._apply_in_c(library, plan, indices, out)
+        return out
+
+    def _apply_in_c(self, library: ctypes.CDLL, plan: Plan, indices: np.ndarray, out: np.ndarray) -> None:
+        def pointer(array):
+            return ctypes.c_void_p(None if array is None else array.ctypes.data)
+
+        height, width = self.images.shape[1:3]
+        fill = np.array(self.fill, np.uint8)
+        failed = library.augment(
+            pointer(self.images), height, width, pointer(plan.frames), pointer(plan.ops), plan.ops.shape[1],
+            int(self.recipe.crop == "reflect"), pointer(fill), pointer(self.table), pointer(self.bank),
+            pointer(indices), len(indices), pointer(out),
+        )  # fmt: skip
+        if failed:
+            raise MemoryError("lib/augment.c found no memory")
+
+    def _apply_with_pillow(self, plan: Plan, indices: np.ndarray, out: np.ndarray) -> None:
+        for result, i in zip(out, indices, strict=True):
+            frame = plan.frames[i]
+            image = self._window(self.images[i], frame)
+            if frame["flip"]:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            for op in plan.ops[i]:
+                image = randaugment.apply(image, op, self.fill)
+            result[:] = self.table[np.asarray(image), np.arange(3)]
+            top, left, h, w = frame["hole"]
+            noise = 0.0 if self.bank is None else self.bank[frame["noise"] :][: 3 * h * w].reshape(h, w, 3)
+            result[top : top + h, left : left + w] = noise
+
+    def _window(self, image: np.ndarray, frame: np.void) -> Image.Image:
+        top, left, h, w = (int(frame[name]) for name in ("top", "left", "height", "width"))
+        height, width = image.shape[:2]
+        if (h, w) == (height, width):
+            mode = "reflect" if self.recipe.crop == "reflect" else "constant"
+            padded = np.pad(image, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)), mode)
+            top, left = top + PADDING, left + PADDING
+            return Image.fromarray(padded[top : top + h, left : left + w])
+        part = Image.fromarray(image[top : top + h, left : left + w])
+        return part.resize((width, height), int(frame["filter"]))
+
+
+def normalise(images: np.ndarray, mean, std) -> np.ndarray:
+    """Bytes (..., W, 3) to float32 (x / 255 - mean) / std, as torchvision's ToTensor and Normalize round it."""
+    # A row of pixels at a time: NumPy is slow along an axis of three.
+    rows = images.reshape(*images.shape[:-2], -1)
+    mean, std = (np.tile(np.asarray(values, np.float32), images.shape[-2]) for values in (mean, std))
+    out = rows.astype(np.float32)
+    out /= np.float32(255)
+    out -= mean
+    out /= std
+    return out.reshape(images.shape)
+
+
+def _rectangles(u: np.ndarray, height: int, width: int, area, aspect, largest) -> tuple[np.ndarray, ...]:
+    """(top, left, h, w), each (N,), from draws u (N, 22 or more): the first of ten tries that fits into `largest`.
+
+    area: range of the share of the image, uniform; aspect: range of h / w, uniform in its logarithm. A row where no
+    try fits is all 0.
+    """
+    tries = u[:, :20].reshape(-1, 10, 2)
+    pixels = (area[0] + (area[1] - area[0]) * tries[..., 0]) * (height * width)
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    ratio = np.exp(low + (high - low) * tries[..., 1])
+    h, w = np.rint(np.sqrt(pixels * ratio)), np.rint(np.sqrt(pixels / ratio))  # (N, 10)
+    fits = (h >= 1) & (h <= largest[0]) & (w >= 1) & (w <= largest[1])
+    first = np.arange(len(u)), fits.argmax(1)
+    h, w = np.where(fits[first], h[first], 0), np.where(fits[first], w[first], 0)  # (N,)
+    top, left = np.floor(u[:, 20] * (height - h + 1)), np.floor(u[:, 21] * (width - w + 1))
+    return np.where(h > 0, top, 0), np.where(h > 0, left, 0), h, w
+
+
+def mix(
+    images: Tensor, labels: Tensor, recipe: Recipe, seed: int, epoch: int, batch: int, classes: int = 10
+) -> tuple[Tensor, Tensor]:
+    """Mixup (arXiv 1710.09412) or CutMix (arXiv 1905.04899) of a batch, as timm's Mixup does it in batch mode.
+
+    images (B, C, H, W), labels (B,) of int64, on any device; `batch` is the batch's number in its epoch. Gives new
+    images and float32 targets (B, classes), smoothed; one strength for the whole batch, each image with its mirror
+    in the batch: the first with the last, and in an odd batch the one in the middle with itself.
+    """
+    lam, box = _draw_mix(recipe, seed, epoch, batch, *images.shape[-2:])
+    if box is not None:
+        rows, columns = box
+        mixed = images.clone()
+        mixed[..., rows, columns] = images.flip(0)[..., rows, columns]
+    else:
+        mixed = images if lam == 1 else images.mul(lam).add_(images.flip(0).mul_(1 - lam))
+    off = recipe.label_smoothing / classes
+    targets = torch.full((len(labels), classes), off, device=images.device)
+    targets.scatter_(1, labels[:, None], 1 - recipe.label_smoothing + off)
+    return mixed, targets if lam == 1 else targets * lam + targets.flip(0) * (1 - lam)
+
+
+def _draw_mix(
+    recipe: Recipe, seed: int, epoch: int, batch: int, height: int, width: int
+) -> tuple[float, tuple[slice, slice] | None]:
+    """The share that each image keeps, and for CutMix the (rows, columns) that come from its partner."""
+    random = np.random.Generator(philox(seed, epoch, Purpose.MIX, batch))
+    gate, switch, y, x = random.random(4)
+    if gate >= recipe.mix_prob or recipe.mixup == recipe.cutmix == 0:
+        return 1.0, None
+    cut = recipe.cutmix > 0 and (recipe.mixup == 0 or switch < 0.5)
+    alpha = recipe.cutmix if cut else recipe.mixup
+    lam = float(random.beta(alpha, alpha))
+    if not cut:
+        return lam, None
+    # A box of the image's shape around a random pixel, less what lies outside: lam is what it really leaves.
+    slices, area = [], 1
+    for size, at in ((height, int(y * height)), (width, int(x * width))):
+        side = int(size * math.sqrt(1 - lam))
+        low, high = max(0, at - side // 2), min(size, at + (side + 1) // 2)
+        slices.append(slice(low, high))
+        area *= high - low
+    return 1 - area / (height * width), tuple(slices)

@@ -1,0 +1,32 @@
+"""Every random number of the data path, as a pure function of what it is for.
+
+A counter-based generator (Philox) is keyed by the seed and the epoch and counts from a place of its own for each
+purpose. So there is no random state to save, and nothing depends on workers, batch size or where a run stopped; and
+one augmentation can be switched off without changing the draws of the others.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Purpose(IntEnum):
+    """What draws are for. The numbers are part of the numerics: new ones go to the end."""
+
+    ORDER, CROP, FLIP, RANDAUGMENT, JITTER, ERASING, NOISE, MIX = range(8)
+
+
+def philox(seed: int, epoch: int, purpose: Purpose, batch: int = 0) -> np.random.Philox:
+    """The generator for one purpose in one epoch (and one batch); streams of different arguments never overlap."""
+    return np.random.Philox(key=[seed, epoch], counter=[0, 0, batch, purpose])
+
+
+def uniform(seed: int, epoch: int, purpose: Purpose, rows: int, columns: int) -> np.ndarray:
+    """Table (rows, columns) of float64 in [0, 1); a row depends on its index and on `columns`, not on `rows`."""
+    words = philox(seed, epoch, purpose).random_raw(rows * columns)
+    return (words >> 11).reshape(rows, columns) * 2.0**-53
+
+
+def order(seed: int, epoch: int, n: int) -> np.ndarray:
+    """The order in which an epoch visits n images: an int64 permutation of range(n)."""
+    return np.argsort(philox(seed, epoch, Purpose.ORDER).random_raw(n), kind="stable")
