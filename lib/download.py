@@ -324,3 +324,10 @@ def _line(error: Exception) -> str:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        cifar10(sys.argv[1] if len(sys.argv) > 1 else "")
+    except DataError as problem:
+        sys.exit(str(problem))

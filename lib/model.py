@@ -1,4 +1,4 @@
-"""ConvMixer (Trockman & Kolter, arXiv 2201.09792) on one screen, in the paper's words: dim h, depth d, kernel k, patch p.
+"""ConvMixer (Trockman & Kolter, arXiv 2201.09792) on one screen, in its words: dim h, depth d, kernel k, patch p.
 
 Parameter names follow timm's `ConvMixer`, so weights move between the two without renaming.
 """
@@ -35,9 +35,7 @@ class ConvMixer(nn.Module):
         """Depthwise convolution mixes places within a channel, pointwise convolution mixes channels within a place."""
         return nn.Sequential(
             Residual(
-                nn.Sequential(
-                    nn.Conv2d(dim, dim, kernel, groups=dim, padding="same"), nn.GELU(), nn.BatchNorm2d(dim)
-                )
+                nn.Sequential(nn.Conv2d(dim, dim, kernel, groups=dim, padding="same"), nn.GELU(), nn.BatchNorm2d(dim))
             ),
             nn.Conv2d(dim, dim, 1),
             nn.GELU(),

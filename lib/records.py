@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import functools
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -54,8 +55,11 @@ def run_folder(params: Params) -> Path:
     return study_folder(params.study) / "runs" / run_name(params, studies.base_params(params.study))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all: a temporary beside it, flushed to the disk, renamed over it."""
+def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
+    """Writes a file whole or not at all: a temporary beside it, flushed to the disk, renamed over it.
+
+    With `keep` the file that stood there before stays under that name.
+    """
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -63,6 +67,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
+        if keep and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -78,6 +84,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, values: dict) -> None:
     """Writes a JSON file atomically; a NaN or infinity in it is an error, since no reader agrees on them."""
     write_bytes(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a compressed .npz atomically; the same arrays give the same bytes."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
 
 
 def read_json(path: Path) -> dict:

@@ -1,0 +1,56 @@
+# The front door. `make` alone prints what there is.
+STUDY ?= quick
+JOBS ?= 1
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DELETE_ON_ERROR:
+.PHONY: help setup data report runs status test lab clean
+
+help:
+	@echo "make report [STUDY=quick] [JOBS=1]  train what is missing of a study, build reports/STUDY/index.html"
+	@echo "make runs   [STUDY=quick] [JOBS=1]  only train; stopped runs go on, finished ones are skipped"
+	@echo "make status [STUDY=quick]           how far each run of a study is"
+	@echo "make test                           the tests"
+	@echo "make lab                            JupyterLab, with the right kernel"
+	@echo "make setup                          .venv with the pinned packages (the others do it when needed)"
+	@echo "make data                           fetch and verify CIFAR-10 (likewise)"
+	@echo "make clean                          caches and executed notebooks; never a record or a checkpoint"
+	@echo "Studies: $(notdir $(basename $(wildcard params/studies/*.yaml)))"
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is %d.%d: give PYTHON=..." % sys.version_info[:2])'
+	@echo "setting up .venv, about two minutes"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+data: $(READY)
+	@$(BIN)/python -m lib.download
+
+runs: $(READY) data
+	@$(BIN)/python -m lib.runs $(STUDY) --jobs $(JOBS)
+
+# The page is built with what there is, also when a run failed; then make fails too, every time until it is mended.
+report: $(READY) data
+	@failed=0; \
+	$(BIN)/python -m lib.runs $(STUDY) --jobs $(JOBS) || failed=$$?; \
+	[ $$failed -ge 2 ] || $(BIN)/python -m lib.report $(STUDY) || failed=$$?; \
+	exit $$failed
+
+status: $(READY)
+	@$(BIN)/python -m lib.runs $(STUDY) --status
+
+test: $(READY) data
+	@$(BIN)/python -m pytest
+
+lab: $(READY)
+	@$(BIN)/jupyter lab --notebook-dir=. notebooks/train.ipynb
+
+clean:
+	@rm -rf .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@find lib tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	@find reports -name '*.ipynb' -delete

@@ -1,0 +1,80 @@
+"""Checkpoints: atomic, checked, one previous kept, never executed.
+
+A file is a line that names the format, the SHA-256 of what follows, and a torch.save of plain values and tensors.
+"""
+
+import hashlib
+import io
+import sys
+from pathlib import Path
+
+import torch
+
+from lib.records import CHECKPOINT, write_bytes
+
+FORMAT = b"convmixer-cifar10 checkpoint 1\n"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used: one line that names the file."""
+
+
+def previous(folder: Path) -> Path:
+    """Where the checkpoint before the last one lies."""
+    return (folder / CHECKPOINT).with_suffix(".previous.pt")
+
+
+def save(folder: Path, state: dict) -> int:
+    """Writes `state` (tensors, numbers, text, lists and dicts of them) and returns its size in bytes.
+
+    The last checkpoint becomes the previous one.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    body = buffer.getbuffer()
+    content = b"".join([FORMAT, hashlib.sha256(body).digest(), body])
+    write_bytes(folder / CHECKPOINT, content, keep=previous(folder))
+    return len(content)
+
+
+def load(folder: Path) -> dict | None:
+    """The newest checkpoint that is whole, or None where a run has none.
+
+    A damaged last one is said on stderr and the previous one is taken. CheckpointError if there are files and none
+    can be used: training from the start again is the user's decision.
+    """
+    failures = []
+    for path in (folder / CHECKPOINT, previous(folder)):
+        if path.exists():
+            try:
+                state = _read(path)
+            except CheckpointError as error:
+                failures.append(str(error))
+                continue
+            for failure in failures:
+                print(f"{failure}; going on from the one before", file=sys.stderr, flush=True)
+            return state
+    if failures:
+        raise CheckpointError("; ".join(failures) + f"; to start this run anew, delete {folder}/checkpoint*.pt")
+    return None
+
+
+def remove(folder: Path) -> None:
+    """Deletes a finished run's checkpoints."""
+    for path in (folder / CHECKPOINT, previous(folder)):
+        path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict:
+    content = path.read_bytes()
+    head = len(FORMAT)
+    if not content.startswith(FORMAT):
+        raise CheckpointError(f"{path} is no checkpoint of this format")
+    digest, body = content[head : head + 32], content[head + 32 :]
+    if hashlib.sha256(body).digest() != digest:
+        raise CheckpointError(f"{path} is damaged (checksum)")
+    try:
+        # weights_only: a pickle that would run code is refused, also one with a right checksum.
+        return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} is refused ({str(error).splitlines()[0]})") from None

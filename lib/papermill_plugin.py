@@ -1,0 +1,108 @@
+"""Makes `papermill notebooks/train.ipynb -p kernel 9` work as typed.
+
+papermill loads this module through an entry point before it reads its arguments. For this repository's training
+notebook, and for nothing else, it
+- checks the parameters before a kernel starts: one line and exit status 2 instead of a run with the defaults,
+- gives the executed notebook a place beside the record where the call names none, and says so on stderr,
+- shows the training's own lines in the terminal,
+- reduces an error that the user can mend to its one line.
+"""
+
+import argparse
+import base64
+import logging
+import sys
+from pathlib import Path
+
+import yaml
+from papermill.engines import NBClientEngine as Engine  # noqa: F401  what the entry point names; the usual engine
+from papermill.exceptions import PapermillExecutionError
+
+from lib import records
+from lib.params import ParameterError, Params
+from lib.study import ROOT, read_yaml
+
+NOTEBOOK = ROOT / "notebooks" / "train.ipynb"
+MENDABLE = ("ParameterError", "DataError", "RecordError", "OwnerError", "Locked", "TrainingError", "CheckpointError")
+
+
+def prepare(argv: list[str]) -> list[str]:
+    """The command line as papermill should see it; SystemExit(2) for parameters that cannot be."""
+    call, _ = _parser().parse_known_intermixed_args(argv[1:])
+    if not call.paths or Path(call.paths[0]).resolve() != NOTEBOOK or call.help:
+        return argv
+    sys.excepthook = _one_line
+    try:
+        params = Params.of(**_parameters(call))
+    except ParameterError as error:
+        print(f"train.ipynb: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    # Every name has been checked: papermill's own warning would name only what a study's file says about its runs.
+    logging.getLogger("papermill").addFilter(lambda record: "unknown parameter" not in record.getMessage())
+    if len(call.paths) < 2:
+        output = records.run_folder(params) / records.NOTEBOOK
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            print(f"train.ipynb: {output.parent}: {error.strerror}; nothing was trained", file=sys.stderr)
+            raise SystemExit(2) from None
+        print(f"train.ipynb: no output path given, the executed notebook goes to {output}", file=sys.stderr)
+        # Right behind the notebook: papermill takes the first two words without a dash, wherever they stand.
+        at = argv.index(call.paths[0], 1) + 1
+        argv = [*argv[:at], str(output), *argv[at:]]
+    if not (call.log_output or call.stdout_file):
+        argv = [*argv, "--no-progress-bar", "--stdout-file", "-", "--stderr-file", "-"]
+    return argv
+
+
+def _parameters(call: argparse.Namespace) -> dict:
+    """What the call gives, later ones over earlier ones in papermill's own order."""
+    values = {}
+    for text in call.parameters_base64 or []:
+        values |= yaml.safe_load(base64.b64decode(text)) or {}
+    for path in call.parameters_file or []:
+        values |= read_yaml(Path(path))
+    for text in call.parameters_yaml or []:
+        values |= yaml.safe_load(text) or {}
+    values |= dict(call.parameters or [])
+    values |= dict(call.parameters_raw or [])
+    return {name: value for name, value in values.items() if not name.startswith("PAPERMILL_")}
+
+
+def _parser() -> argparse.ArgumentParser:
+    """papermill's own options, as far as they tell the words that are paths from the words that are values."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("paths", nargs="*")
+    parser.add_argument("-p", "--parameters", nargs=2, action="append")
+    parser.add_argument("-r", "--parameters_raw", nargs=2, action="append")
+    parser.add_argument("-f", "--parameters_file", action="append")
+    parser.add_argument("-y", "--parameters_yaml", action="append")
+    parser.add_argument("-b", "--parameters_base64", action="append")
+    parser.add_argument(
+        "-h", "--help", "--help-notebook", "--version", "--prepare-only", dest="help", action="store_true"
+    )
+    parser.add_argument("--log-output", action="store_true")
+    parser.add_argument("--stdout-file")
+    for option in ("-k", "-l"):
+        parser.add_argument(option, dest="ignored")
+    for option in ("kernel", "language", "engine", "cwd", "autosave-cell-every", "stderr-file", "log-level",
+                   "start-timeout", "start_timeout", "execution-timeout"):  # fmt: skip
+        parser.add_argument(f"--{option}", dest="ignored")
+    return parser
+
+
+def _one_line(kind: type, error: BaseException, trace) -> None:
+    """sys.excepthook: what a user can mend as one line, anything else as Python shows it."""
+    if isinstance(error, PapermillExecutionError) and error.ename in MENDABLE:
+        print(f"train.ipynb: {error.evalue}", file=sys.stderr)
+    elif isinstance(error, KeyboardInterrupt) or getattr(error, "ename", "") == "KeyboardInterrupt":
+        print("train.ipynb: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+    elif isinstance(error, OSError) and error.errno is not None:
+        print(f"train.ipynb: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+# `python -m papermill` leaves "-m" here while it imports the package.
+if Path(sys.argv[0]).name in ("papermill", "papermill.exe") or sys.orig_argv[1:3] == ["-m", "papermill"]:
+    sys.argv = prepare(sys.argv)

@@ -1,0 +1,184 @@
+"""One run from parameters to record: whether it is finished, what is written when it is, and when it fails."""
+
+import contextlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from lib import checkpoint, records
+from lib.data import CLASSES, split
+from lib.download import DIGEST, Arrays, DataError, cifar10
+from lib.model import count_parameters, forward_macs
+from lib.owner import OwnerError, own
+from lib.params import NUMERICS, ParameterError, Params, run_name
+from lib.records import RecordError
+from lib.study import base_params
+from lib.train import Trained, TrainingError, estimate, fit, pick_device, span
+
+# What a user can mend: each is one line that says how, and needs no traceback.
+UserError = (ParameterError, DataError, RecordError, OwnerError, TrainingError, checkpoint.CheckpointError)
+
+
+def run(p: Params, say: Callable[[str], None] = print) -> dict:
+    """Trains a run, or goes on with it, or does nothing if it is finished; returns its record (see records.py).
+
+    Safe to call again after any interruption. Raises one of UserError, each a single line.
+    """
+    folder = records.run_folder(p)
+    name = folder.name
+    pick_device(p.device)
+    with own(folder):
+        record = finished(p, folder)
+        if record is not None and not p.force:
+            say(f"{name}: finished before, {record['test_acc']:.2f} % on the test set, nothing to train")
+            return record
+        need_room(p, folder)
+        started = records.now()
+        (folder / records.FAILURE).unlink(missing_ok=True)
+        try:
+            cifar = cifar10(p.data_dir)
+            trained = fit(p, cifar, folder, lambda text: say(f"{name}  {text}"))
+            record = make_record(p, cifar, trained, started)
+            write_record(folder, record, trained, cifar["test_labels"])
+        except (Exception, MemoryError) as error:
+            error = readable(error, p, folder)
+            note_failure(folder, p, error)
+            raise error from None if isinstance(error, UserError) else error
+        say(f"{name}  done: {record['test_acc']:.2f} % on the test set, {span(record['seconds'])}")
+        return record
+
+
+def finished(p: Params, folder: Path) -> dict | None:
+    """The record of a finished run; RecordError if it is unreadable or of other parameters, so nothing is mixed."""
+    path = folder / records.RESULT
+    if not path.exists():
+        return None
+    record = records.read_result(path)
+    records.refuse_other(record, p, path)
+    return record
+
+
+def need_room(p: Params, folder: Path) -> None:
+    """TrainingError before training if the run's files would not fit on the disk."""
+    weights = 4 * (p.dim * (p.kernel**2 + p.dim + 8) * p.depth + 3 * p.patch**2 * p.dim)
+    # Weights, two moments and the best weights, in two checkpoints and a third while it is written.
+    need = 20e6 + 3 * 4 * weights
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise TrainingError(f"{folder}: {free / 1e6:.0f} MB free, {need / 1e6:.0f} MB needed; nothing was trained")
+
+
+def make_record(p: Params, cifar: Arrays, trained: Trained, started: str) -> dict:
+    """The record of a finished run: whatever a table, a figure or a reader may ask."""
+    labels = cifar["test_labels"]
+    right = trained.test["predicted"] == labels
+    train_rows, val_rows = split(cifar["train_labels"], p.val_size, p.train_size, p.seed)
+    times = [entry["seconds"] for entry in trained.history]
+    rates = [entry["images_per_second"] for entry in trained.history]
+    device = next(trained.model.parameters()).device
+    return {
+        "schema": records.SCHEMA,
+        "run": run_name(p, base_params(p.study)),
+        "study": p.study,
+        "params": {name: getattr(p, name) for name in p.__dataclass_fields__},
+        "fingerprint": p.fingerprint,
+        "numerics": NUMERICS,
+        "history": trained.history,
+        "selected_epoch": trained.selected_epoch,
+        "test_acc": trained.test["acc"],
+        "test_loss": trained.test["loss"],
+        "last_test_acc": trained.last_test["acc"],
+        "last_test_loss": trained.last_test["loss"],
+        "per_class_acc": {c: 100 * float(right[labels == i].mean()) for i, c in enumerate(CLASSES)},
+        "seconds": round(trained.seconds, 3),
+        "seconds_per_epoch": float(np.median(times)),
+        "images_per_second": float(np.median(rates)),
+        "peak_memory_mb": round(trained.peak_memory_mb, 1),
+        "parameters": count_parameters(trained.model),
+        "forward_macs": forward_macs(p.dim, p.depth, p.kernel, p.patch),
+        "data_digest": DIGEST,
+        "train_images": len(train_rows),
+        "val_images": len(val_rows),
+        "checkpoints": trained.checkpoints,
+        "resumed": trained.resumed,
+        "started": started,
+        "finished": records.now(),
+        "environment": {
+            **records.environment(),
+            "device": device.type,
+            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+            "threads": torch.get_num_threads(),
+            "fast": trained.fast,
+        },
+    }
+
+
+def write_record(folder: Path, record: dict, trained: Trained, labels: np.ndarray) -> None:
+    """Weights and predictions first, result.json last; then what only an unfinished run needs is taken away."""
+    weights = {name: w.contiguous().cpu() for name, w in trained.model.state_dict().items()}
+    records.write_bytes(folder / records.WEIGHTS, safetensors.torch.save(weights))
+    records.write_arrays(folder / records.PREDICTIONS, {"predicted": trained.test["predicted"], "labels": labels})
+    records.write_json(folder / records.RESULT, record)
+    (folder / records.PROGRESS).unlink(missing_ok=True)
+    checkpoint.remove(folder)
+
+
+def readable(error: Exception, p: Params, folder: Path) -> Exception:
+    """Known faults of the machine as a TrainingError of one line; anything else as it is."""
+    text = str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
+        return TrainingError(
+            f"out of memory: lower batch_size ({p.batch_size}), dim ({p.dim}) or depth ({p.depth}), "
+            f"raise patch ({p.patch}), or set dtype=bfloat16"
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        return TrainingError(
+            f"{error.filename or folder}: {error.strerror}; what was saved before is untouched, "
+            "mend that and give the same command again"
+        )
+    return error
+
+
+def note_failure(folder: Path, p: Params, error: Exception) -> None:
+    """Leaves the reason for the report and for `make status`; on a full disk that fails too, and is let be."""
+    words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    epoch = 0
+    with contextlib.suppress(RecordError):
+        epoch = len(records.read_json(folder / records.PROGRESS).get("history", []))
+    failure = {"reason": words, "epoch": epoch, "fingerprint": p.fingerprint, "when": records.now()}
+    with contextlib.suppress(OSError):
+        records.write_json(folder / records.FAILURE, failure)
+
+
+def announce(p: Params) -> str:
+    """What will be trained, how long that takes on this machine, and how to ask for less."""
+    folder = records.run_folder(p)
+    name = (
+        f"{p.study}/{folder.name}: ConvMixer-{p.dim}/{p.depth}, kernel {p.kernel}, patch {p.patch}, {p.epochs} epochs"
+    )
+    if (folder / records.RESULT).exists() and not p.force:
+        return f"{name}; there is a record of it"
+    seconds = estimate(p)
+    text = f"{name}; about {span(seconds)} here on {pick_device(p.device)} if nothing else runs"
+    if seconds > 1800:
+        text += (
+            "\nSmaller: -f params/studies/smoke.yaml (a minute), or -p patch 4, -p epochs 3, -p train_size 5000, "
+            "-p dtype bfloat16. It can be stopped at any time: the same command goes on."
+        )
+    return text
+
+
+def one_line_errors() -> None:
+    """In a notebook: an error that the user can mend is shown as its one line, without a traceback."""
+    from IPython import get_ipython
+
+    def show(shell, kind, error, trace, tb_offset=None):
+        line = [f"{kind.__name__}: {error}"]
+        shell._showtraceback(kind, error, line)
+        return line
+
+    get_ipython().set_custom_exc(UserError, show)

@@ -1,0 +1,145 @@
+"""All runs of a study, each by papermill in a process of its own: `python -m lib.runs STUDY [--jobs N | --status]`.
+
+Finished runs are skipped, unfinished ones go on, runs that another process holds are left to it. One that fails
+does not stop the others, but makes the exit status 1.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+
+import yaml
+
+from lib import records
+from lib.owner import holder
+from lib.params import ParameterError, Params
+from lib.study import ROOT, Run, Study, load, names
+
+NOTEBOOK = ROOT / "notebooks" / "train.ipynb"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit status: 0 if every run of the study is finished, 1 if not, 2 for a mistake in the call."""
+    parser = argparse.ArgumentParser(prog="python -m lib.runs", description=__doc__.splitlines()[0])
+    parser.add_argument("study", help=f"one of {', '.join(names())}")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
+    parser.add_argument("--status", action="store_true", help="only say how far each run is")
+    options = parser.parse_args(arguments)
+    try:
+        study = load(options.study)
+    except ParameterError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if options.status:
+        print(status(study))
+        return 0
+    try:
+        return train_all(study, max(1, options.jobs))
+    except KeyboardInterrupt:
+        print(f"\nstopped; `make runs STUDY={study.name}` goes on from the last checkpoints", file=sys.stderr)
+        return 130
+
+
+def status(study: Study) -> str:
+    """A table: each run of the study, how far it is, its test accuracy and its time."""
+    table = records.load(study)
+    lines = [("run", "status", "epochs", "test accuracy", "time")]
+    for row in table.itertuples():
+        who = holder(folder_of(study, row.run))
+        state = "running" if who and row.status != "done" else row.status
+        accuracy = f"{row.test_acc:.2f} %" if row.status == "done" else "-"
+        seconds = time.strftime("%H:%M:%S", time.gmtime(row.seconds)) if row.status == "done" else "-"
+        lines.append((row.run, state, f"{row.epoch}/{row.epochs}", accuracy, seconds))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    text += [f"{row.run}: {row.reason}" for row in table.itertuples() if row.status in ("failed", "refused")]
+    done = sum(table["status"] == "done")
+    return "\n".join([*text, f"{done} of {len(table)} runs of {study.name} are finished"])
+
+
+def train_all(study: Study, jobs: int) -> int:
+    """Trains what is not finished, `jobs` at a time; 0 if in the end every run is."""
+    table = records.load(study).set_index("run")
+    for run in study.runs:
+        if table.status[run.name] == "refused":
+            print(table.reason[run.name], file=sys.stderr)
+    refused = [run for run in study.runs if table.status[run.name] == "refused"]
+    todo = [run for run in study.runs if table.status[run.name] not in ("done", "refused")]
+    print(f"{study.name}: {study.purpose}")
+    if todo:
+        print(announce(study, todo, jobs), flush=True)
+    failed: list[Run] = []
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        waiting = dict.fromkeys(todo)
+        while waiting:
+            free = [run for run in waiting if not holder(folder_of(study, run.name))]
+            for run, good in zip(free, pool.map(lambda run: train(study, run, jobs), free), strict=True):
+                if good:
+                    del waiting[run]
+                elif not holder(folder_of(study, run.name)):
+                    failed.append(run)
+                    del waiting[run]
+            if waiting and not free:
+                time.sleep(2)
+    rest = failed + refused
+    for run in rest:
+        reason = records.load(study).set_index("run").reason[run.name]
+        print(f"{run.name}: not finished. {reason or 'It was stopped; the same command goes on.'}", file=sys.stderr)
+    done = len(study.runs) - len(rest)
+    print(f"{study.name}: {done} of {len(study.runs)} runs are finished")
+    return 1 if rest else 0
+
+
+def train(study: Study, run: Run, jobs: int) -> bool:
+    """Executes the training notebook for a run; True if its record is there afterwards."""
+    folder = folder_of(study, run.name)
+    if (folder / records.RESULT).exists():  # finished meanwhile by another process
+        return True
+    if who := holder(folder):
+        print(f"{run.name}: left to {who}", flush=True)
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    usual = Params()
+    values = {f.name: getattr(run.params, f.name) for f in dataclasses.fields(Params)}
+    values = {name: value for name, value in values.items() if value != getattr(usual, name)}
+    command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(folder / records.NOTEBOOK), "--cwd", str(ROOT)]
+    command += ["-y", yaml.safe_dump({**values, "setting": run.settings[0]})]
+    command += ["--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-", "--stderr-file", "-"]
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))} if jobs > 1 else {}
+    subprocess.run(command, env={**os.environ, **threads}, stdin=subprocess.DEVNULL)
+    return (folder / records.RESULT).exists()
+
+
+def announce(study: Study, todo: list[Run], jobs: int) -> str:
+    """What will be trained and about how long it takes on this machine."""
+    from lib.train import estimate, span  # imports torch, which `status` does not need
+
+    table = records.load(study).set_index("run")
+    kinds: dict[tuple, float] = {}
+    for run in todo:
+        kind = (run.params.kernel, run.params.patch, run.params.epochs, run.params.dim, run.params.depth)
+        if kind not in kinds:
+            kinds[kind] = estimate(run.params)
+        left = 1 - table.epoch[run.name] / run.params.epochs
+        kinds[kind, run.name] = kinds[kind] * left
+    total = sum(seconds for kind, seconds in kinds.items() if isinstance(kind[0], tuple))
+    names = ", ".join(run.name for run in todo)
+    return f"{len(todo)} of {len(study.runs)} runs to train, about {span(total / jobs)} in all: {names}"
+
+
+def folder_of(study: Study, run: str):
+    """A run's folder."""
+    return records.study_folder(study.name) / "runs" / run
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

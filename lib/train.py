@@ -1,0 +1,349 @@
+"""Training and evaluation: one explicit loop that can stop at any step and go on as if it had not.
+
+Nothing random happens in here but the initial weights: the split, the order, the augmentation and the mixing are
+functions of (seed, epoch, image or batch number), so a checkpoint needs no random state.
+"""
+
+import copy
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lib import checkpoint, data, fast, records
+from lib.augment import Augment, mix, order
+from lib.download import Arrays
+from lib.model import ConvMixer
+from lib.params import NUMERICS, Params, differences
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TRAIN_EVAL = 2000  # training images, clean, on which train_loss and train_acc are measured after each epoch
+CHECK_EVERY = 50  # steps between looks at the loss: each look makes a GPU wait
+SAY_EVERY = 60  # seconds between progress lines inside an epoch
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: one line that says where and what to do."""
+
+
+@dataclasses.dataclass
+class Trained:
+    """What `fit` hands back: the selected weights, and what was measured."""
+
+    model: ConvMixer
+    history: list[dict]  # an entry an epoch, see `fit`
+    selected_epoch: int  # 1-based
+    test: dict  # of the selected weights: loss, acc, predicted (uint8, 10,000)
+    last_test: dict  # of the last epoch's
+    seconds: float  # training and evaluation, over all attempts
+    peak_memory_mb: float  # of the process, or of the GPU where there is one
+    fast: bool | str  # True, or why the native layers were not used
+    checkpoints: int
+    resumed: int  # how often the run went on from a checkpoint
+
+
+def schedule(kind: str, t: float) -> float:
+    """The learning rate at the share `t` (0..1) of all steps, as a multiple of the peak."""
+    if kind == "constant":
+        return 1.0
+    if kind == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * t))
+    if kind == "triangular":  # the original's: up to 40 %, down to a twentieth at 80 %, to zero
+        return float(np.interp(t, [0, 0.4, 0.8, 1], [0, 1, 1 / 20, 0]))
+    if kind == "onecycle":  # as torch's OneCycleLR with its defaults: cosine up over 30 %, cosine down
+        low, end, peak = 1 / 25, 1 / 25e4, 0.3
+        a, b, share = (low, 1.0, t / peak) if t < peak else (1.0, end, (t - peak) / (1 - peak))
+        return b + (a - b) * 0.5 * (1 + math.cos(math.pi * share))
+    raise ValueError(kind)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a run; TrainingError where the one asked for is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
+    if not there[name]:
+        raise TrainingError(f"device={name}: there is none here, give device=cpu or auto")
+    return torch.device(name)
+
+
+def build(p: Params, device: torch.device) -> tuple[ConvMixer, Callable[[Tensor], Tensor], bool | str]:
+    """The model, what to call for its logits, and True or why the native CPU layers are not used."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(p.seed)
+        model = ConvMixer(p.dim, p.depth, p.kernel, p.patch)
+    model = model.to(device, memory_format=torch.channels_last)
+    dtype = DTYPES[p.dtype]
+    if dtype == torch.float16 and device.type != "cuda":
+        raise TrainingError(f"dtype=float16: not trained on {device.type}, give dtype=bfloat16 or float32")
+    if not p.fast:
+        note = "fast=False"
+    elif p.compile:
+        note = "compile=True"
+    else:
+        note = fast.accelerate(model, dtype)
+    network = torch.compile(model) if p.compile else model
+
+    def forward(images: Tensor) -> Tensor:
+        # Exact types inside the native layers; elsewhere autocast decides, with float32 weights either way.
+        with torch.autocast(device.type, dtype, enabled=note is not None and dtype != torch.float32):
+            return network(images).float()
+
+    return model, forward, True if note is None else note
+
+
+def make_optimizer(p: Params, model: nn.Module) -> torch.optim.AdamW:
+    """AdamW; with decay_1d=False biases and BatchNorm weights keep their size, as in the original's recipe."""
+    thin = [w for w in model.parameters() if w.ndim <= 1]
+    rest = [w for w in model.parameters() if w.ndim > 1]
+    groups = [
+        {"params": rest, "weight_decay": p.weight_decay},
+        {"params": thin, "weight_decay": p.weight_decay if p.decay_1d else 0.0},
+    ]
+    on_mps = next(model.parameters()).device.type == "mps"
+    return torch.optim.AdamW(groups, lr=p.lr, eps=p.eps, fused=not on_mps)
+
+
+def train_step(
+    p: Params, forward, model: nn.Module, optimizer, scaler: torch.amp.GradScaler, images: Tensor, targets: Tensor
+) -> Tensor:
+    """One step of the optimizer on soft targets (B, 10); the loss, still on its device."""
+    loss = F.cross_entropy(forward(images), targets)
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    if p.clip:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), p.clip)
+    scaler.step(optimizer)
+    scaler.update()
+    return loss.detach()
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, forward, device: torch.device, batches: Iterable[tuple[Tensor, Tensor]]) -> dict:
+    """Mean cross-entropy, accuracy in per cent and the predicted classes (uint8), in evaluation mode."""
+    model.eval()
+    losses, predicted, right, n = [], [], 0, 0
+    for images, labels in batches:
+        logits = forward(images.to(device, non_blocking=True))
+        labels = labels.to(device)
+        losses.append(F.cross_entropy(logits, labels, reduction="sum").double())
+        predicted.append(logits.argmax(1))
+        right, n = right + (predicted[-1] == labels).sum(), n + len(labels)
+    model.train()
+    return {
+        "loss": float(sum(losses) / n),
+        "acc": 100 * int(right) / n,
+        "predicted": torch.cat(predicted).to("cpu", torch.uint8).numpy(),
+    }
+
+
+def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = print) -> Trained:
+    """Trains one run, going on from its checkpoint in `folder` if there is one.
+
+    Of each epoch the history keeps: epoch (1-based), lr (at its last step), loss (mean of what was minimised: with
+    mixing and smoothing), train_loss and train_acc (after the epoch, on TRAIN_EVAL fixed training images as they
+    are, neither augmented nor mixed), val_loss and val_acc (None without a validation split), seconds, and
+    images_per_second of training alone. test_loss and test_acc are in it only with select=best_test, the leak shown.
+
+    Raises TrainingError (NaN loss, no such device), checkpoint.CheckpointError, OSError (a full disk).
+    """
+    fast.keep_memory()
+    device = pick_device(p.device)
+    model, forward, native = build(p, device)
+    optimizer = make_optimizer(p, model)
+    scaler = torch.amp.GradScaler(device.type, enabled=p.dtype == "float16")
+
+    images, labels = cifar["train_images"], cifar["train_labels"]
+    train_rows, val_rows = data.split(labels, p.val_size, p.train_size, p.seed)
+    train_images, train_labels = images[train_rows], labels[train_rows]
+    n = len(train_rows)
+    few = slice(0, min(TRAIN_EVAL, n))
+    recipe = data.recipe(p)
+    augment = Augment(train_images, recipe, p.seed, data.MEAN, data.STD)
+    steps = data.steps(n, p.batch_size)
+
+    def measure(images: np.ndarray, labels: np.ndarray) -> dict:
+        return evaluate(model, forward, device, data.plain_batches(images, labels, p.test_batch_size))
+
+    # Everything that changes while training, and so everything that a checkpoint holds.
+    epoch, step, history, best = 0, 0, [], None
+    losses = torch.zeros(steps, device=device)  # of this epoch's steps
+    seconds, epoch_seconds, train_seconds, memory, saved_count, resumed = 0.0, 0.0, 0.0, 0.0, 0, 0
+
+    if (state := checkpoint.load(folder)) is not None:
+        refuse_other(state, p, folder)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        epoch, step, history, best = state["epoch"], state["step"], state["history"], state["best"]
+        losses.copy_(state["losses"])
+        seconds, epoch_seconds, train_seconds = state["seconds"], state["epoch_seconds"], state["train_seconds"]
+        memory, saved_count, resumed = state["memory"], state["checkpoints"], state["resumed"] + 1
+        say(f"going on from epoch {epoch + 1} of {p.epochs}, step {step} of {steps}")
+
+    begun = mark = time.perf_counter()
+    last_saved = last_said = time.monotonic()
+
+    def lap() -> float:
+        """Seconds since the last lap, counted into the run and into the epoch."""
+        nonlocal seconds, epoch_seconds, mark
+        passed, mark = time.perf_counter() - mark, time.perf_counter()
+        seconds, epoch_seconds = seconds + passed, epoch_seconds + passed
+        return passed
+
+    def check_losses() -> None:
+        finite = torch.isfinite(losses[:step])
+        if not finite.all():
+            where = int((~finite).nonzero()[0]) + 1
+            raise TrainingError(
+                f"the loss is no longer a number at epoch {epoch + 1}, step {where} of {steps}: "
+                f"lower lr ({p.lr}) or set clip ({p.clip}) to 1; the last checkpoint is from before"
+            )
+
+    def save() -> None:
+        nonlocal last_saved, saved_count, train_seconds
+        check_losses()
+        train_seconds += lap()
+        saved_count += 1
+        state = {
+            "fingerprint": p.fingerprint, "params": p.computed(), "numerics": NUMERICS,
+            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+            "epoch": epoch, "step": step, "history": history, "best": best, "losses": losses, "seconds": seconds,
+            "epoch_seconds": epoch_seconds, "train_seconds": train_seconds, "memory": max(memory, peak_memory(device)),
+            "checkpoints": saved_count, "resumed": resumed,
+        }  # fmt: skip
+        checkpoint.save(folder, state)
+        records.write_json(folder / records.PROGRESS, {"fingerprint": p.fingerprint, "step": step, "history": history})
+        last_saved = time.monotonic()
+
+    model.train()
+    first_done = epoch * steps + step  # of this attempt, for the time left
+    while epoch < p.epochs:
+        plan, shuffled = augment.plan(epoch), order(p.seed, epoch, n)
+        for x, y in data.batches(augment, train_labels, plan, shuffled, p.batch_size, step, p.workers, device):
+            x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+            x, targets = mix(x, y, recipe, p.seed, epoch, step)
+            lr = p.lr * schedule(p.schedule, (epoch * steps + step + 0.5) / (p.epochs * steps))
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            losses[step] = train_step(p, forward, model, optimizer, scaler, x, targets)
+            step += 1
+            if step % CHECK_EVERY == 0:
+                check_losses()
+            if time.monotonic() - last_saved > 60 * p.checkpoint_minutes and step < steps:
+                save()
+            if time.monotonic() - last_said > (SAY_EVERY if last_said > begun else 10):
+                last_said = time.monotonic()
+                done = epoch * steps + step
+                left = (time.perf_counter() - begun) / (done - first_done) * (p.epochs * steps - done)
+                loss = losses[:step].mean()
+                say(f"epoch {epoch + 1}/{p.epochs}  step {step}/{steps}  loss {loss:.3f}  {span(left)} left")
+        check_losses()
+        train_seconds += lap()
+
+        clean = measure(train_images[few], train_labels[few])
+        entry = {"epoch": epoch + 1, "lr": lr, "loss": float(losses.double().mean())}
+        entry |= {"train_loss": clean["loss"], "train_acc": clean["acc"], "val_loss": None, "val_acc": None}
+        if p.val_size:
+            val = measure(images[val_rows], labels[val_rows])
+            entry |= {"val_loss": val["loss"], "val_acc": val["acc"]}
+        if p.select == "best_test":
+            test = measure(cifar["test_images"], cifar["test_labels"])
+            entry |= {"test_loss": test["loss"], "test_acc": test["acc"]}
+        lap()
+        entry |= {"seconds": round(epoch_seconds, 3), "images_per_second": round(n / train_seconds, 2)}
+        history.append(entry)
+        if p.select != "last":
+            score = entry["val_acc" if p.select == "best_val" else "test_acc"]
+            if best is None or score > best["score"]:
+                best = {"score": score, "epoch": epoch + 1, "model": copy.deepcopy(model.state_dict())}
+        epoch, step, epoch_seconds, train_seconds = epoch + 1, 0, 0.0, 0.0
+        losses.zero_()
+        save()
+        left = (time.perf_counter() - begun) / (epoch * steps - first_done) * (p.epochs - epoch) * steps
+        say(progress_line(entry, p.epochs, left))
+
+    # The test set is used here, once, whatever the history looked like.
+    test = last_test = measure(cifar["test_images"], cifar["test_labels"])
+    selected = p.epochs
+    if best is not None and best["epoch"] != p.epochs:
+        model.load_state_dict(best["model"])
+        test, selected = measure(cifar["test_images"], cifar["test_labels"]), best["epoch"]
+    lap()
+    memory = max(memory, peak_memory(device))
+    return Trained(model, history, selected, test, last_test, seconds, memory, native, saved_count, resumed)
+
+
+def refuse_other(state: dict, p: Params, folder: Path) -> None:
+    """CheckpointError with the differences if a checkpoint is another configuration's."""
+    if state["fingerprint"] != p.fingerprint:
+        ours, theirs = {**p.computed(), "numerics": NUMERICS}, {**state["params"], "numerics": state["numerics"]}
+        raise checkpoint.CheckpointError(
+            f"{folder}: the checkpoint is of other parameters ({differences(ours, theirs)}); "
+            "give them again, or move the folder away to start anew"
+        )
+
+
+def peak_memory(device: torch.device) -> float:
+    """MB: the most that the GPU has held, or the process's largest resident size."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    import resource  # not on Windows
+
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size / 1e6 if sys.platform == "darwin" else size * 1024 / 1e6
+
+
+def progress_line(entry: dict, epochs: int, left: float) -> str:
+    """An epoch in one line."""
+    val = "" if entry["val_acc"] is None else f"  val {entry['val_acc']:.2f} %"
+    return (
+        f"epoch {entry['epoch']}/{epochs}  loss {entry['loss']:.3f}  train {entry['train_acc']:.2f} %{val}  "
+        f"{entry['images_per_second']:.0f} images/s  {span(left)} left"
+    )
+
+
+def span(seconds: float) -> str:
+    """A time for people: 45 s, 12 min, 3 h 20 min."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def estimate(p: Params) -> float:
+    """Seconds that the whole run takes here, from a few real steps on small batches of noise; accurate to a third."""
+    fast.keep_memory()
+    device = pick_device(p.device)
+    model, forward, _ = build(p, device)
+    optimizer = make_optimizer(p, model)
+    scaler = torch.amp.GradScaler(device.type, enabled=p.dtype == "float16")
+    size, rate = min(2, p.batch_size), 0.0
+
+    def steps_of(size: int) -> float:
+        x = torch.randn(size, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+        targets = torch.full((size, 10), 0.1, device=device)
+        begun = time.perf_counter()
+        for _ in range(2):
+            float(train_step(p, forward, model, optimizer, scaler, x, targets))
+        return 2 * size / (time.perf_counter() - begun)
+
+    steps_of(size)  # the first compiles and allocates
+    # A batch twice as large is tried as long as that costs less than about two seconds.
+    while True:
+        rate = max(rate, steps_of(size))
+        if size >= p.batch_size or size / rate > 0.5:
+            break
+        size = min(2 * size, p.batch_size)
+    n = p.train_size or 50_000 - p.val_size
+    evaluated = min(TRAIN_EVAL, n) + p.val_size + (10_000 if p.select == "best_test" else 0)
+    # A forward pass costs about a third of a step.
+    return (p.epochs * (n + evaluated / 3) + 20_000 / 3) / rate
