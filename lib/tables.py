@@ -1,0 +1,346 @@
+"""One function a table of the paper, each from the DataFrame of records.load and nothing else.
+
+A table holds numbers under machine-readable names and is written to CSV as it is; lib.show makes the text that a
+person reads of it. Accuracies in per cent of the test set, differences in points, NaN where there is nothing.
+Every setting keeps its row: `n` of `seeds` runs are finished, and `status` says in words what the others are.
+"""
+
+import re
+import zipfile
+
+import numpy as np
+import pandas as pd
+
+from lib import paper, records, stats
+from lib.params import Params, differences
+from lib.study import Study
+
+PUBLISHED = {"kernel": paper.KERNELS, "patch": paper.PATCHES}
+
+
+class MixedRuns(ValueError):
+    """Runs of one cell that differ in more than the seed: one line that names them and what differs."""
+
+
+# The runs behind a cell
+
+
+def of_setting(runs: pd.DataFrame, setting: str) -> pd.DataFrame:
+    """The runs that show a setting, one a seed; MixedRuns if anything but the seed differs between them."""
+    rows = runs[[setting in names for names in runs["settings"]]]
+    done = rows[rows["status"] == "done"]
+    for part, what in ((rows, _parameters), (done, _sources)):
+        for row in part.iloc[1:].itertuples():
+            first = part.iloc[0]
+            if changes := differences(what(row), what(first)):
+                raise MixedRuns(f"{setting}: {first.run} and {row.run} differ in more than the seed ({changes})")
+    if rows["seed"].duplicated().any():
+        raise MixedRuns(f"{setting}: {', '.join(rows['run'])} hold one seed twice")
+    return rows
+
+
+def _parameters(row) -> dict:
+    return {name: value for name, value in row.params.items() if name != "seed"}
+
+
+def _sources(row) -> dict:
+    return {name: row.record.get(name) for name in ("data_digest", "numerics", "train_images")}
+
+
+def ablation(runs: pd.DataFrame, what: str) -> list[str]:
+    """The settings of an ablation (kernel, patch or lr): the paper's and those that this study adds, by size."""
+    names = {f"{what}-{size}" for size in PUBLISHED.get(what, ())}
+    names |= {name for names in runs["settings"] for name in names if name.startswith(f"{what}-")}
+    return sorted(names, key=lambda name: (_size(name), name))
+
+
+def baseline_setting(runs: pd.DataFrame) -> str:
+    """The setting whose run is the baseline k=9, p=1: two ablations share it, this study may have only one."""
+    present = {name for names in runs["settings"] for name in names}
+    return next((name for name in ("baseline", "kernel-9", "patch-1") if name in present), "kernel-9")
+
+
+def by_seed(runs: pd.DataFrame, setting: str) -> dict[int, float]:
+    """Test accuracy (%) of the finished runs of a setting, by seed."""
+    rows = of_setting(runs, setting)
+    done = rows[rows["status"] == "done"]
+    return dict(zip(done["seed"], done["test_acc"], strict=True))
+
+
+def status(rows: pd.DataFrame) -> str:
+    """What became of the runs of a setting: done, or in words how many are and what the others are."""
+    if rows.empty:
+        return "not in this study"
+    done, left = rows[rows["status"] == "done"], rows[rows["status"] != "done"]
+    if left.empty:
+        return "done"
+    if len(rows) == 1:
+        return _state(left.iloc[0])
+    others = ", ".join(f"{count} {word}" for word, count in left["status"].value_counts(sort=False).items())
+    return f"{len(done)} of {len(rows)} seeds ({others})"
+
+
+def _state(row) -> str:
+    return f"{row.status}: {row.reason}" if row.reason else row.status
+
+
+def _size(setting: str) -> float:
+    found = re.fullmatch(r"[a-z]+-(\d+(?:\.\d+)?(?:e-?\d+)?)", setting)
+    return float(found[1]) if found else np.inf
+
+
+def _cell(runs: pd.DataFrame, setting: str, kernel=np.nan, patch=np.nan) -> dict:
+    """A setting with our accuracy; kernel and patch name it where this study has no run of it."""
+    rows = of_setting(runs, setting)
+    ours = stats.mean(rows.loc[rows["status"] == "done", "test_acc"])
+    if len(rows):
+        kernel, patch = rows.iloc[0]["kernel"], rows.iloc[0]["patch"]
+    return {
+        "setting": setting, "kernel": kernel, "patch": patch, "ours": ours.mean, "half": ours.half,
+        "n": ours.n, "seeds": len(rows), "status": status(rows),
+    }  # fmt: skip
+
+
+def _compared(cell: dict, study: paper.Figure | None) -> dict:
+    """A cell beside the study's figure and the original's for its configuration."""
+    original = paper.original(cell["kernel"], cell["patch"])
+    theirs = {"study": study.accuracy if study else np.nan, "original": original.accuracy if original else np.nan}
+    return cell | theirs | {f"ours_minus_{name}": cell["ours"] - value for name, value in theirs.items()}
+
+
+# Tables I to IV
+
+
+def baseline(runs: pd.DataFrame) -> pd.DataFrame:
+    """Table I: the baseline k=9, p=1."""
+    return pd.DataFrame([_compared(_cell(runs, baseline_setting(runs), 9, 1), paper.BASELINE)])
+
+
+def kernel(runs: pd.DataFrame) -> pd.DataFrame:
+    """Table II: accuracy by kernel size at p=1."""
+    return _ablation(runs, "kernel", lambda size: {"kernel": size, "patch": 1})
+
+
+def patch(runs: pd.DataFrame) -> pd.DataFrame:
+    """Table III: accuracy by patch size at k=9."""
+    return _ablation(runs, "patch", lambda size: {"kernel": 9, "patch": size})
+
+
+def overall(runs: pd.DataFrame) -> pd.DataFrame:
+    """Table IV: the five rows that the study compares with the original.
+
+    Three of them are one configuration, which is trained once a seed here; the study prints three figures for it.
+    """
+    rows = []
+    for name, figure in paper.OVERALL.items():
+        setting = baseline_setting(runs) if name == "baseline" else name
+        rows.append(_compared(_cell(runs, setting, figure.kernel, figure.patch), figure) | {"setting": name})
+    return pd.DataFrame(rows)
+
+
+def others(runs: pd.DataFrame) -> pd.DataFrame:
+    """Settings that belong to no table of the paper, beside whatever was published for their k and p."""
+    known = [name for what in ("kernel", "patch", "lr") for name in ablation(runs, what)]
+    names = dict.fromkeys(name for names in runs["settings"] for name in names if name not in (*known, "baseline"))
+    table = pd.DataFrame([_compared(_cell(runs, name), None) for name in names])
+    if len(table):
+        contexts = [paper.context(row.kernel, row.patch) for row in table.itertuples()]
+        table["published"] = ["; ".join(f"{f.accuracy:.2f} ({f.source})" for f in found) for found in contexts]
+    return table.drop(columns=["study", "ours_minus_study"], errors="ignore")
+
+
+def _ablation(runs: pd.DataFrame, what: str, sizes) -> pd.DataFrame:
+    names = ablation(runs, what)
+    return pd.DataFrame([_compared(_cell(runs, name, **sizes(_size(name))), paper.printed(name)) for name in names])
+
+
+def steps(runs: pd.DataFrame, what: str) -> pd.DataFrame:
+    """From each level of an ablation to the next: ours over common seeds, the study's step, the original's.
+
+    `half` and `p` (sign flip) need two seeds; `images_p` is McNemar's on the test images where there is one.
+    """
+    table = (kernel if what == "kernel" else patch)(runs)
+    rows = []
+    for before, after in zip(table.iloc[:-1].itertuples(), table.iloc[1:].itertuples(), strict=True):
+        step = stats.paired(by_seed(runs, before.setting), by_seed(runs, after.setting))
+        rows.append({
+            "step": f"{what[0]}={getattr(before, what):.0f} → {getattr(after, what):.0f}",
+            "difference": step.mean, "half": step.half, "n": step.n, "p": step.p, "smallest_p": step.smallest_p,
+            "images_p": _images_p(runs, before.setting, after.setting) if step.n == 1 else np.nan,
+            "study_step": after.study - before.study, "original_step": after.original - before.original,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _images_p(runs: pd.DataFrame, before: str, after: str) -> float:
+    """McNemar's p of the one seed that two settings share; NaN where predictions are missing or unreadable."""
+    (seed,) = set(by_seed(runs, before)) & set(by_seed(runs, after))
+    both = []
+    for setting in (before, after):
+        rows = of_setting(runs, setting)
+        both.append(predictions(rows[rows["seed"] == seed].iloc[0]))
+    if None in (both[0], both[1]):
+        return np.nan
+    (first, labels), (second, _) = both
+    return stats.mcnemar(first, second, labels).p
+
+
+def predictions(row) -> tuple[np.ndarray, np.ndarray] | None:
+    """Predicted and true classes (10000,) of a finished run, None where its file is missing or broken."""
+    path = records.study_folder(row["record"]["study"]) / "runs" / row["run"] / records.PREDICTIONS
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            predicted, labels = arrays["predicted"], arrays["labels"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    return (predicted, labels) if predicted.shape == labels.shape == (paper.TEST_IMAGES,) else None
+
+
+# Learning rates, curves and the choice of the epoch
+
+
+def history(runs: pd.DataFrame) -> pd.DataFrame:
+    """Every epoch of every finished run, one row each: run, settings, seed, base_lr and the record's entries."""
+    rows = [
+        {"run": row.run, "settings": row.settings, "seed": row.seed, "base_lr": row.lr, **epoch}
+        for row in runs[runs["status"] == "done"].itertuples()
+        for epoch in row.record["history"]
+    ]
+    names = ("run", "settings", "seed", "base_lr", "epoch", "loss", "train_loss", "train_acc", "val_loss", "val_acc")
+    return pd.DataFrame(rows, columns=None if rows else list(names))
+
+
+def sweep(runs: pd.DataFrame) -> pd.DataFrame:
+    """Fig. 2 as a table: validation accuracy at the end of the sweep, by learning rate."""
+    rows = []
+    for setting in ablation(runs, "lr"):
+        group = of_setting(runs, setting)
+        last = [record["history"][-1].get("val_acc") for record in group["record"].dropna()]
+        ours = stats.mean([value for value in last if value is not None])
+        rate = float(group.iloc[0]["lr"])
+        rows.append({
+            "setting": setting, "lr": rate, "epochs": int(group.iloc[0]["epochs"]), "ours": ours.mean,
+            "half": ours.half, "n": ours.n, "seeds": len(group), "status": status(group),
+            "study": paper.SWEEP.get(rate, np.nan), "study_epochs": paper.SWEEP_EPOCHS,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def selection(runs: pd.DataFrame) -> pd.DataFrame:
+    """What the choice of the epoch is worth: last epoch, selected epoch and, where recorded, the best on the test set.
+
+    The last is a leak: it takes the largest of many test accuracies, as the study's notebooks do. It is recorded
+    only where a study asks for it (select: best_test).
+    """
+    rows = []
+    for setting in (name for what in ("kernel", "patch") for name in ablation(runs, what)):
+        group = of_setting(runs, setting)
+        done = group.loc[group["status"] == "done", "record"]
+        leaks = [max(e["test_acc"] for e in r["history"]) for r in done if "test_acc" in r["history"][0]]
+        last, printed = paper.LAST_EPOCH.get(setting), paper.printed(setting)
+        rows.append({
+            "setting": setting, "n": len(done), "status": status(group),
+            "last_epoch": stats.mean([r["last_test_acc"] for r in done]).mean,
+            "selected": stats.mean([r["test_acc"] for r in done]).mean,
+            "best_on_test": stats.mean(leaks).mean,
+            "study_last_epoch": last.accuracy if last else np.nan,
+            "study_best_on_test": printed.accuracy if printed else np.nan,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+# Compute, runs and where they come from
+
+
+def compute(runs: pd.DataFrame) -> pd.DataFrame:
+    """Table V: the cost of each ablation and of all runs, wall-clock training and evaluation of finished runs.
+
+    A run that two ablations show counts in both and once in the total.
+    """
+    rows = []
+    for what, name in (("kernel", "kernel size ablation"), ("patch", "patch size ablation"), ("lr", "learning rates")):
+        names = set(ablation(runs, what))
+        rows.append(_cost(name, runs[[bool(names & set(s)) for s in runs["settings"]]], paper.COMPUTE.get(what)))
+    return pd.DataFrame([*rows, _cost("all runs, each once", runs, None)])
+
+
+def _cost(name: str, group: pd.DataFrame, theirs: paper.Compute | None) -> dict:
+    done = group[group["status"] == "done"]
+    epochs, seconds = sum(map(len, (r["history"] for r in done["record"]))), done["seconds"].sum()
+    return {
+        "part": name, "n": len(done), "runs": len(group),
+        "train_batch": _values(done, "batch_size"), "test_batch": _values(done, "test_batch_size"),
+        "epochs": epochs, "hours": seconds / 3600 if epochs else np.nan,
+        "minutes_per_epoch": seconds / 60 / epochs if epochs else np.nan,
+        "study_epochs": theirs.epochs if theirs else np.nan, "study_hours": theirs.hours if theirs else np.nan,
+        "study_minutes_per_epoch": theirs.minutes_per_epoch if theirs else np.nan,
+    }  # fmt: skip
+
+
+def _values(done: pd.DataFrame, name: str) -> str:
+    """The different values of a parameter among finished runs, as text."""
+    return ", ".join(map(str, sorted({record["params"][name] for record in done["record"]})))
+
+
+def compute_by_setting(runs: pd.DataFrame) -> pd.DataFrame:
+    """The cost of one run of each setting: means over its finished seeds."""
+    rows = []
+    for setting in dict.fromkeys(name for names in runs["settings"] for name in names):
+        group = of_setting(runs, setting)
+        done = group[group["status"] == "done"]
+        numbers = done[["images_per_second", "peak_memory_mb", "parameters", "forward_macs"]].mean().to_dict()
+        rows.append({
+            "setting": setting, "kernel": group.iloc[0]["kernel"], "patch": group.iloc[0]["patch"], "n": len(done),
+            "status": status(group), "epochs": int(group.iloc[0]["epochs"]), "minutes": done["seconds"].mean() / 60,
+            "seconds_per_epoch": (done["seconds"] / done["epoch"]).mean(), **numbers,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def every_run(runs: pd.DataFrame) -> pd.DataFrame:
+    """Each run of the study, finished or not, with the reason where it is not."""
+    chosen = [record["selected_epoch"] if record else np.nan for record in runs["record"]]
+    return pd.DataFrame({
+        "run": runs["run"], "settings": [" ".join(names) for names in runs["settings"]], "seed": runs["seed"],
+        "status": runs["status"], "epoch": runs["epoch"], "epochs": runs["epochs"], "selected_epoch": chosen,
+        "selected": runs["test_acc"], "last_epoch": runs["last_test_acc"], "validation": runs["val_acc"],
+        "seconds": runs["seconds"], "reason": runs["reason"],
+    })  # fmt: skip
+
+
+def overrides(study: Study) -> pd.DataFrame:
+    """Every parameter in which the study's runs differ from the paper as written (the defaults of Params).
+
+    `here` is the value that the runs share and, behind it, what single settings change; k, p and the seed are what
+    the study varies and left out.
+    """
+    written, rows = Params().computed(), []
+    for name, usual in study.base.computed().items():
+        changed: dict[str, list[str]] = {}
+        for run in study.runs:
+            if (value := getattr(run.params, name)) != usual:
+                changed.setdefault(str(value), []).extend(run.settings)
+        if name in ("kernel", "patch", "seed") or (usual == written[name] and not changed):
+            continue
+        here = [str(usual), *(f"{value} for {', '.join(dict.fromkeys(names))}" for value, names in changed.items())]
+        rows.append({"parameter": name, "as_written": str(written[name]), "here": "; ".join(here)})
+    return pd.DataFrame(rows, columns=["parameter", "as_written", "here"])
+
+
+def provenance(runs: pd.DataFrame) -> pd.DataFrame:
+    """Where the finished records come from: each fact, its value, and how many runs share it."""
+    done = runs.loc[runs["status"] == "done", "record"]
+    facts: dict[str, dict[str, int]] = {}
+    for record in done:
+        seen = {name: record.get(name) for name in ("data_digest", "train_images", "val_images", "numerics")}
+        for name, value in (seen | record["environment"]).items():
+            counts = facts.setdefault(name, {})
+            counts[_text(value)] = counts.get(_text(value), 0) + 1
+    rows = [{"fact": name, "value": value, "runs": n} for name, values in facts.items() for value, n in values.items()]
+    return pd.DataFrame(rows, columns=["fact", "value", "runs"])
+
+
+def _text(value) -> str:
+    if value is None:
+        return "none"
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)

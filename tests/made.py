@@ -1,0 +1,125 @@
+"""Studies and records made up for tests, in temporary folders only; the numbers are invented and deterministic."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from lib import paper, records
+from lib import study as studies
+from lib.params import NUMERICS
+from lib.study import Study
+
+SETTINGS = [
+    *(f"kernel-{kernel}" for kernel in paper.KERNELS), *(f"patch-{patch}" for patch in paper.PATCHES),
+    "lr-1e-4", "lr-1e-3", "lr-1e-2",
+]  # fmt: skip
+LABELS = np.repeat(np.arange(10, dtype=np.uint8), 1000)
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def place(monkeypatch, folder: Path) -> Path:
+    """Makes `folder` the home of params/ and reports/ for this test."""
+    if not (folder / "params").exists():
+        shutil.copytree(studies.PARAMS, folder / "params")
+    (folder / "reports").mkdir(exist_ok=True)
+    monkeypatch.setattr(studies, "PARAMS", folder / "params")
+    monkeypatch.setattr(records, "REPORTS", folder / "reports")
+    monkeypatch.setattr(studies, "ROOT", folder)
+    return folder
+
+
+def plan(
+    name: str = "made", seeds=(0,), settings=SETTINGS, purpose="A study made up for a test.", **overrides
+) -> Study:
+    """Writes params/studies/NAME.yaml and reads it back as a Study."""
+    values = {"study": name, "settings": list(settings), "seeds": list(seeds), "dim": 64, "depth": 4, "epochs": 12}
+    text = f"# {purpose}\n{yaml.safe_dump(values | overrides)}"
+    (studies.PARAMS / "studies" / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return studies.load(name)
+
+
+def fill(study: Study, skip=(), order: float = 1.0, leak: bool = False) -> None:
+    """Writes a record for every run of a study whose name is not in `skip`.
+
+    order: the spread of the settings' accuracies, negative to turn the predicted trends around.
+    """
+    for run in study.runs:
+        if run.name not in skip:
+            write(study, run, record(run, order, leak))
+
+
+def write(study: Study, run, values: dict) -> Path:
+    """Writes one record and its predictions; returns the run's folder."""
+    folder = folder_of(study, run)
+    folder.mkdir(parents=True, exist_ok=True)
+    records.write_json(folder / records.RESULT, values)
+    predicted = _predictions(values["test_acc"], run.name)
+    np.savez_compressed(folder / records.PREDICTIONS, predicted=predicted, labels=LABELS)
+    return folder
+
+
+def folder_of(study: Study, run) -> Path:
+    """Where a run of a made-up study lies."""
+    return records.study_folder(study.name) / "runs" / run.name
+
+
+def stop(study: Study, run, how: str, **values) -> None:
+    """Leaves a run failed (how=failure) or unfinished (how=progress)."""
+    folder = folder_of(study, run)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = {"failure": records.FAILURE, "progress": records.PROGRESS}[how]
+    (folder / name).write_text(json.dumps({"fingerprint": run.params.fingerprint, **values}))
+
+
+def record(run, order: float = 1.0, leak: bool = False) -> dict:
+    """A record as the training writes it, with an invented learning curve."""
+    p, draw = run.params, np.random.default_rng(_number(run.name))
+    rate = {1e-4: 12.0, 1e-2: 2.0}.get(p.lr, 0.0)
+    top = 84 + order * (0.5 * (p.kernel - 9) - 2.2 * (p.patch - 1)) - rate + 0.25 * draw.normal()
+    history = []
+    for epoch in range(1, p.epochs + 1):
+        here = top - 45 * np.exp(-3.5 * epoch / p.epochs) + 0.3 * draw.normal()
+        loss = float(2.3 - 2 * here / 100)
+        history.append({
+            "epoch": epoch, "lr": p.lr * (1 - (epoch - 1) / p.epochs), "loss": loss + 0.6, "train_loss": loss,
+            "train_acc": round(float(here) + 1.5, 2), "val_loss": loss + 0.08, "val_acc": round(float(here), 2),
+            "seconds": 30.0 + draw.normal(), "images_per_second": 1500.0 * p.patch**2 / (1 + p.kernel / 9),
+        } | ({"test_loss": loss + 0.1, "test_acc": round(float(here) - 0.4, 2)} if leak else {}))  # fmt: skip
+    best = int(np.argmax([epoch["val_acc"] for epoch in history]))
+    test = round(history[best]["val_acc"] - 0.4, 2)
+    speed = history[0]["images_per_second"]
+    seconds = p.epochs * 50_000 / speed
+    return {
+        "schema": records.SCHEMA, "run": run.name, "study": p.study, "params": dataclasses.asdict(p),
+        "fingerprint": p.fingerprint, "numerics": NUMERICS, "history": history, "selected_epoch": best + 1,
+        "test_acc": test, "test_loss": history[best]["val_loss"], "last_test_acc": round(test - 0.11, 2),
+        "last_test_loss": history[-1]["val_loss"], "per_class_acc": dict.fromkeys(CLASSES, test),
+        "seconds": seconds, "seconds_per_epoch": seconds / p.epochs, "images_per_second": speed,
+        "peak_memory_mb": 900.0 / p.patch, "parameters": 50_000 + 256 * p.kernel**2,
+        "forward_macs": 30_000_000 // p.patch**2, "data_digest": "sha256:" + "0" * 64, "train_images": 45_000,
+        "val_images": 5_000, "checkpoints": 3, "resumed": 0, "started": "2026-01-01T00:00:00+00:00",
+        "finished": "2026-01-01T01:00:00+00:00",
+        "environment": {
+            "python": "3.12.0", "torch": "0.0-made", "torchvision": "0.0-made", "timm": "0.0-made",
+            "numpy": "0.0-made", "pillow": "0.0-made", "system": "Linux made-up", "cpu": "Made-Up Processor <1>",
+            "gpu": None, "threads": 2, "cores": 2, "device": "cpu", "fast": True, "commit": "0" * 40, "dirty": False,
+        },
+    }  # fmt: skip
+
+
+def _predictions(accuracy: float, name: str) -> np.ndarray:
+    """Classes (10000,) with exactly this accuracy (%), wrong on images that depend little on the name."""
+    predicted, wrong = LABELS.copy(), round((100 - accuracy) * 100)
+    noise = np.random.default_rng(0).random(10_000) + 0.2 * np.random.default_rng(_number(name)).random(10_000)
+    where = np.argsort(noise)[:wrong]
+    predicted[where] = (predicted[where] + 1) % 10
+    return predicted
+
+
+def _number(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
