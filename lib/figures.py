@@ -1,0 +1,213 @@
+"""One function a figure of the paper, each drawn from the records' DataFrame; no state, no files.
+
+A function returns a matplotlib Figure whose label (`get_label`) is its alternative text, computed from the same data,
+or None where there is nothing to draw yet. Sizes are for a phone's width, colours are Okabe and Ito's, told apart by
+shape as well, and an axis that does not start at zero says so.
+"""
+
+import functools
+import io
+
+import matplotlib
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lib import paper, records, stats, tables
+from lib import study as studies
+from lib.study import Study
+
+WIDTH = 5.0  # inches: at 10 points still readable on a page 360 pixels wide
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#666666"
+OURS = {"color": BLUE, "marker": "o", "linestyle": "-"}
+STUDY = {"color": ORANGE, "marker": "s", "linestyle": "--"}
+ORIGINAL = {"color": GREEN, "marker": "D", "linestyle": ":"}
+
+STYLE = {
+    "font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9, "legend.frameon": False, "axes.grid": True,
+    "grid.color": "#e5e5e5", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888",
+    "axes.axisbelow": True, "lines.markersize": 6, "lines.linewidth": 1.6, "text.parse_math": False,
+    "svg.hashsalt": "convmixer", "svg.fonttype": "path", "savefig.dpi": 200, "font.family": "DejaVu Sans",
+}  # fmt: skip
+
+
+def _styled(draw):
+    """Runs a drawing function under STYLE, whatever the reader's own matplotlib settings are."""
+
+    @functools.wraps(draw)
+    def wrapped(*args):
+        with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}):
+            return draw(*args)
+
+    return wrapped
+
+
+@_styled
+def save(figure: Figure, kind: str) -> bytes:
+    """The figure as `png` or `svg`; the same figure gives the same bytes, with no date and no version in them."""
+    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata=metadata)
+    return buffer.getvalue()
+
+
+@_styled
+def workflow(study: Study, runs: pd.DataFrame) -> Figure:
+    """Fig. 1: the way from parameters and images to the page, with this study's own files and counts."""
+    root, folder = studies.ROOT, records.study_folder(study.name)
+    settings = list(dict.fromkeys(name for run in study.runs for name in run.settings))
+    done = int((runs["status"] == "done").sum())
+    digests = sorted({record["data_digest"] for record in runs["record"].dropna()})
+    counts = f"{paper.TEST_IMAGES:,} test images, {study.base.val_size:,} for validation"
+    params, shown = studies.PARAMS.relative_to(root), folder.relative_to(records.REPORTS.parent)
+    stages = [
+        ("CIFAR-10", [counts, *(f"digest {digest[:24]}…" for digest in digests)]),
+        ("Parameters", [f"{params}/studies/{study.name}.yaml", f"{params}/settings/: {len(settings)} settings"]),
+        ("Runs", ["papermill, notebooks/train.ipynb, lib/", f"{len(settings)} settings × {len(study.seeds)} seeds"
+                  f", {len(study.runs)} different runs"]),
+        ("Records", [f"{shown}/runs/<run>/{records.RESULT}", f"{done} of {len(runs)} runs are finished"]),
+        ("Summary", ["notebooks/summary.ipynb", "lib/tables.py, lib/stats.py, lib/figures.py, lib/words.py"]),
+        ("Report", [f"{shown}/index.html", "figures/ (PNG, SVG) and tables/ (CSV) beside it"]),
+    ]  # fmt: skip
+    figure = Figure((WIDTH, 0.86 * len(stages)))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 10), ylim=(-len(stages), 0))
+    axes.axis("off")
+    for i, (name, lines) in enumerate(stages):
+        box = {"boxstyle": "round,pad=0,rounding_size=0.12", "linewidth": 1.2}
+        axes.add_patch(matplotlib.patches.FancyBboxPatch((0.15, -i - 0.8), 9.7, 0.68, fc="#f3f7fa", ec=BLUE, **box))
+        axes.text(0.4, -i - 0.46, name, weight="bold", color=BLUE, va="center")
+        axes.text(2.55, -i - 0.46, "\n".join(lines), va="center", fontsize=8.5, linespacing=1.45)
+        if i:
+            arrow = {"arrowstyle": "-|>", "color": BLUE, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
+            axes.annotate("", (1.2, -i - 0.12), (1.2, -i + 0.2), arrowprops=arrow)
+    return _described(figure, "Flow in one direction: " + ", then ".join(f"{n} ({'; '.join(t)})" for n, t in stages))
+
+
+@_styled
+def learning_rates(runs: pd.DataFrame) -> Figure | None:
+    """Fig. 2: validation accuracy by epoch, a line for each learning rate of the sweep."""
+    curves, table = tables.history(runs), tables.sweep(runs)
+    curves = curves.dropna(subset=["val_acc"])
+    figure, (axes,) = _new(3.4)
+    told = []
+    looks = [(BLUE, "o"), (ORANGE, "s"), (GREEN, "D"), (PURPLE, "^"), (GREY, "v")]
+    for row, (color, marker) in zip(table.itertuples(), looks * len(table), strict=False):
+        mine = curves[[row.setting in names for names in curves["settings"]]]
+        if mine.empty:
+            continue
+        _curve(axes, mine, "val_acc", f"{row.lr:g}, n={row.n}", color=color, marker=marker)
+        told.append(f"{row.lr:g} ends at {row.ours:.1f} %")
+        if row.study > 0:
+            hollow = {"mfc": "white", "mec": color, "linestyle": "", "marker": marker, "markersize": 8}
+            axes.plot([row.study_epochs], [row.study], **hollow)
+    if not told:
+        return None
+    axes.plot([], [], "o", mfc="white", mec=GREY, markersize=8, label="the study's end point")
+    axes.set(xlabel="epoch", ylabel="validation accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _say_floor(axes)
+    figure.legend(loc="outside upper center", ncols=2, title="learning rate")
+    return _described(figure, f"Validation accuracy by epoch for each learning rate: {'; '.join(told)}.")
+
+
+@_styled
+def baseline(runs: pd.DataFrame) -> Figure | None:
+    """Fig. 3: loss and accuracy of the baseline by epoch, training and validation."""
+    curves = tables.history(tables.of_setting(runs, tables.baseline_setting(runs)))
+    if curves.empty:
+        return None
+    figure, (loss, accuracy) = _new(5.4, rows=2, sharex=True)
+    _curve(loss, curves, "loss", "training, as optimised (augmented, mixed)", color=GREY, linestyle=":")
+    for part, name, look in (("train", "training", STUDY), ("val", "validation", OURS)):
+        _curve(loss, curves, f"{part}_loss", None, color=look["color"], linestyle=look["linestyle"])
+        _curve(accuracy, curves, f"{part}_acc", f"{name}, no augmentation", **look)
+    loss.set(ylabel="loss", ylim=(0, None))
+    accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
+    accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _say_floor(accuracy)
+    figure.legend(loc="outside upper center", ncols=1)
+    ends = curves[curves["epoch"] == curves["epoch"].max()].mean(numeric_only=True)
+    told = [f"{name} {ends[key]:.1f} %" for name, key in (("training", "train_acc"), ("validation", "val_acc"))
+            if pd.notna(ends.get(key))]  # fmt: skip
+    text = f"Loss and accuracy by epoch over {curves['epoch'].max()} epochs and {curves['run'].nunique()} seed(s)"
+    return _described(figure, f"{text}; accuracy after the last: {', '.join(told)}.")
+
+
+@_styled
+def kernel(runs: pd.DataFrame) -> Figure:
+    """Fig. 4: test accuracy by kernel size, and what each size changes."""
+    return _ablation(runs, tables.kernel(runs), "kernel")
+
+
+@_styled
+def patch(runs: pd.DataFrame) -> Figure:
+    """Fig. 5: test accuracy by patch size, and what each size changes."""
+    return _ablation(runs, tables.patch(runs), "patch")
+
+
+def _ablation(runs: pd.DataFrame, table: pd.DataFrame, what: str) -> Figure:
+    """Above, accuracies as they are; below, each series as its change from one level, since they differ in height."""
+    figure, (above, below) = _new(5.6, rows=2, sharex=True)
+    found = table.index[table["n"] > 0]
+    first = found[0] if len(found) else 0
+    seeds = [tables.by_seed(runs, setting) for setting in table["setting"]]
+    _points(above, [stats.mean(list(values.values())) for values in seeds], seeds, "ours")
+    changes = [{s: values[s] - seeds[first][s] for s in values if s in seeds[first]} for values in seeds]
+    _points(below, [stats.mean(list(values.values())) for values in changes], changes, None)
+    for name, column, look in (("the study", "study", STUDY), ("the original", "original", ORIGINAL)):
+        above.plot(table.index, table[column], label=name, **look)
+        below.plot(table.index, table[column] - table.loc[first, column], **look)
+    names = [f"{what[0]}={size:.0f}" for size in table[what]]
+    below.axhline(0, color=GREY, linewidth=0.8, zorder=0)
+    below.set_xticks(table.index, names)
+    below.set(xlabel=f"{what} size", ylabel=f"change from {names[first]} (points)")
+    above.set(ylabel="test accuracy (%)")
+    _say_floor(above)
+    figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2)
+    ours = [f"{n} {row.ours:.2f} % (n={row.n})" if row.n else f"{n} {row.status}"
+            for n, row in zip(names, table.itertuples(), strict=True)]  # fmt: skip
+    theirs = [f"{n} {row.study:.2f} and {row.original:.2f} %" for n, row in zip(names, table.itertuples(), strict=True)
+              if row.study > 0]  # fmt: skip
+    text = f"Test accuracy by {what} size. Ours: {', '.join(ours)}. The study and the original: "
+    return _described(figure, f"{text}{', '.join(theirs)}.")
+
+
+def _points(axes, means: list[stats.Mean], seeds: list[dict], label: str | None) -> None:
+    """Means joined by a line, every seed's point beside it and the interval where there is one to show."""
+    at = [i for i, m in enumerate(means) if m.n]
+    axes.plot(at, [means[i].mean for i in at], label=label, zorder=3, **OURS)
+    for i in (i for i in at if means[i].n > 1):
+        # Seeds are set off to the side: on the mean they would hide the interval.
+        axes.plot([i + 0.1] * means[i].n, list(seeds[i].values()), "o", color=BLUE, markersize=3.5, alpha=0.55)
+        axes.errorbar(i, means[i].mean, means[i].half, color=BLUE, capsize=4, zorder=3)
+
+
+def _curve(axes, curves: pd.DataFrame, column: str, label: str | None, **look) -> None:
+    """A column by epoch: the mean over seeds and, behind it, their whole range."""
+    curves = curves.assign(**{column: curves[column].astype(float)}).dropna(subset=[column])
+    if len(curves):
+        sns.lineplot(
+            curves, x="epoch", y=column, ax=axes, label=label, legend=False, errorbar=("pi", 100), markersize=5, **look
+        )
+
+
+def _new(height: float, rows: int = 1, **how) -> tuple[Figure, list]:
+    figure = Figure((WIDTH, height), layout="constrained")
+    axes = figure.subplots(rows, 1, squeeze=False, **how)
+    figure.align_ylabels()
+    return figure, list(axes[:, 0])
+
+
+def _say_floor(axes) -> None:
+    """Says where a vertical axis starts when that is not zero."""
+    low = axes.get_ylim()[0]
+    if abs(low) > 1e-9:
+        axes.set_ylim(low)
+        place = {"xy": (0, 1), "xytext": (2, 3), "textcoords": "offset points", "xycoords": "axes fraction"}
+        axes.annotate(f"axis starts at {low:.0f} %", **place, fontsize=8, color=GREY)
+
+
+def _described(figure: Figure, text: str) -> Figure:
+    figure.set_label(text)
+    return figure
