@@ -38,7 +38,8 @@ def _compile(source: Path, flags: tuple[str, ...]) -> Path:
     if not compiler:
         raise FileNotFoundError("no C compiler on the PATH")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256("\0".join([source.read_text(), *flags, version, _cpu()]).encode()).hexdigest()[:16]
+    parts = [part.read_text() for part in sorted(source.parent.glob(f"{source.stem}*.c"))]  # it may include the others
+    key = hashlib.sha256("\0".join([*parts, *FLAGS, *flags, version, _cpu()]).encode()).hexdigest()[:16]
     library = cache_dir() / f"{source.stem}-{key}.so"
     if not library.exists():
         print(f"compiling lib/{source.name} for this processor (once)", file=sys.stderr)

@@ -1,0 +1,364 @@
+"""ConvMixer's layers in a few passes over memory, for a CPU: drop-in, with the same parameters and the same gradients.
+
+`accelerate(model)` changes the classes of a model's parts, never its parameters, names or state-dict keys. The native
+source is fast.c; where it cannot run (no compiler, another device, torch.compile) the plain PyTorch layers do.
+"""
+
+import contextlib
+import ctypes
+import functools
+import sys
+from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lib import native
+from lib.model import ConvMixer
+
+DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+# ------------------------------------------------------------------------------------------------ the native side
+
+
+def fields(kind: type, *names: str) -> list[tuple[str, type]]:
+    return [(name, kind) for name in names]
+
+
+class Norm(Structure):
+    """`norm` of fast.c."""
+
+    _fields_ = (
+        *fields(c_void_p, "weight", "bias", "mean", "rstd", "running_mean", "running_var", "d_weight", "d_bias"),
+        ("momentum", c_double),
+        ("eps", c_double),
+        ("batch", c_int64),
+    )
+
+
+class Layer(Structure):
+    """`layer` of fast.c."""
+
+    _fields_ = (
+        *fields(c_int64, "batch", "height", "width", "dim", "inputs", "kernel", "threads"),
+        *fields(c_void_p, "x", "y", "u", "out", "dout", "dz", "dx"),
+        *fields(c_void_p, "mix_weight", "mix_bias", "lift_weight", "lift_bias"),
+        *fields(c_void_p, "d_mix_weight", "d_mix_bias", "d_lift_weight", "d_lift_bias"),
+        ("norm1", Norm),
+        ("norm2", Norm),
+    )
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled fast.c on PyTorch's own threads, or None."""
+    compiled = native.load("fast", "-pthread")
+    if compiled is None:
+        return None
+    compiled.fast_lanes.restype = c_int64
+    for suffix in DTYPES.values():
+        for way in ("forward", "backward"):
+            function = getattr(compiled, f"fast_{way}_{suffix}")
+            function.argtypes, function.restype = [POINTER(Layer)], None
+    with contextlib.suppress(OSError, AttributeError, StopIteration):
+        # Every thread pool spins a while before it sleeps, so a second one would take the first one's processors.
+        with open("/proc/self/maps") as maps:
+            openmp = next(line.split()[-1] for line in maps if "/libgomp" in line or "/libiomp5" in line)
+        team = ctypes.CDLL(openmp)
+        names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+        compiled.fast_use_team(*(ctypes.cast(getattr(team, name), c_void_p) for name in names))
+    return compiled
+
+
+def keep_memory() -> None:
+    """Makes glibc keep freed memory from here on: a step then neither maps nor zeroes its activations."""
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        m_trim_threshold, m_mmap_max = -1, -4
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
+
+
+# ------------------------------------------------------------------------------------------------ autograd
+
+
+def padded(tensor: Tensor | None, *sizes: int) -> Tensor | None:
+    """`tensor` contiguous, with zeros after its end in the leading dimensions until they are `sizes` long."""
+    if tensor is None:
+        return None
+    tensor = tensor.detach()
+    for dim, size in enumerate(sizes):
+        if tensor.shape[dim] < size:
+            more = tensor.new_zeros(*tensor.shape[:dim], size - tensor.shape[dim], *tensor.shape[dim + 1 :])
+            tensor = torch.cat([tensor, more], dim)
+    return tensor.contiguous()
+
+
+def address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+class Statistics:
+    """What one BatchNorm does in one call: whose statistics it uses, and where they go."""
+
+    def __init__(self, norm: nn.BatchNorm2d, dim: int):
+        self.batch = norm.training
+        self.eps = norm.eps
+        self.momentum = 0.0
+        self.running = (None, None)
+        if self.batch:
+            norm.num_batches_tracked.add_(1)
+            self.momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
+            self.running = (padded(norm.running_mean, dim), padded(norm.running_var, dim))
+            self.mean, self.rstd = torch.empty(2, dim)
+        else:
+            self.mean = padded(norm.running_mean, dim)
+            self.rstd = padded((norm.running_var + norm.eps).rsqrt(), dim)
+
+    def write_back(self, norm: nn.BatchNorm2d) -> None:
+        """Copies the running statistics to the module where they had to be padded (else they were updated in place)."""
+        for own, padded_copy in zip((norm.running_mean, norm.running_var), self.running, strict=True):
+            if padded_copy is not None and padded_copy.data_ptr() != own.data_ptr():
+                own.copy_(padded_copy[: own.shape[0]])
+
+    def native(
+        self, weight: Tensor, bias: Tensor, d_weight: Tensor | None = None, d_bias: Tensor | None = None
+    ) -> Norm:
+        tensors = (weight, bias, self.mean, self.rstd, *self.running, d_weight, d_bias)
+        return Norm(*map(address, tensors), self.momentum, self.eps, self.batch)
+
+
+class Call:
+    """The fixed part of a layer's native call: sizes and number type."""
+
+    def __init__(self, shape: tuple[int, ...], outputs: int, kernel: int, dtype: torch.dtype):
+        self.library = library()
+        self.lanes = self.library.fast_lanes()
+        self.batch, self.inputs, self.height, self.width = shape
+        self.outputs, self.kernel, self.dtype = outputs, kernel, dtype
+        self.in_dim, self.out_dim = self.round_up(self.inputs), self.round_up(outputs)
+
+    def round_up(self, dim: int) -> int:
+        return -(-dim // self.lanes) * self.lanes
+
+    def empty(self, dim: int) -> Tensor:
+        return torch.empty(self.batch, self.height, self.width, dim, dtype=self.dtype)  # (B, H, W, dim)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) of any layout and type -> (B, H, W, C rounded up to whole vectors), without a copy if it can."""
+        x = x.detach().permute(0, 2, 3, 1)
+        dim = self.round_up(x.shape[3])
+        if dim == x.shape[3]:
+            return x.to(self.dtype).contiguous()
+        out = x.new_zeros(*x.shape[:3], dim, dtype=self.dtype)
+        out[..., : x.shape[3]] = x
+        return out
+
+    def images(self, rows: Tensor, channels: int) -> Tensor:
+        """(B, H, W, dim) -> (B, channels, H, W), a view."""
+        return rows[..., :channels].permute(0, 3, 1, 2)
+
+    def run(self, way: str, norm1: Norm, norm2: Norm, **tensors: Tensor | None) -> None:
+        layer = Layer(
+            self.batch, self.height, self.width, self.out_dim, self.in_dim, self.kernel, torch.get_num_threads()
+        )  # fmt: skip
+        for name, tensor in tensors.items():
+            setattr(layer, name, address(tensor))
+        layer.norm1, layer.norm2 = norm1, norm2
+        getattr(self.library, f"fast_{way}_{DTYPES[self.dtype]}")(ctypes.byref(layer))
+
+
+class BlockFunction(torch.autograd.Function):
+    """x (B, h, H, W) -> BatchNorm(GELU(pointwise(BatchNorm(GELU(depthwise(x))) + x))), the same shape."""
+
+    @staticmethod
+    def forward(ctx, x, mix_weight, mix_bias, weight1, bias1, lift_weight, lift_bias, weight2, bias2, block, keep):
+        _, norm1 = block[0].fn[1:]
+        norm2 = block[3]
+        dim = x.shape[1]
+        call = Call(x.shape, dim, mix_weight.shape[-1], block.fast_dtype)
+        full = call.out_dim
+        parameters = [
+            padded(mix_weight, full), padded(mix_bias, full), padded(weight1, full), padded(bias1, full),
+            padded(lift_weight.flatten(1), full, full), padded(lift_bias, full),
+            padded(weight2, full), padded(bias2, full),
+        ]  # fmt: skip
+        statistics1, statistics2 = Statistics(norm1, full), Statistics(norm2, full)
+        rows = call.rows(x)
+        out = call.empty(full)
+        keep = keep or statistics1.batch or statistics2.batch
+        y, u = (call.empty(full), call.empty(full)) if keep else (None, None)
+        call.run(
+            "forward", statistics1.native(*parameters[2:4]), statistics2.native(*parameters[6:8]),
+            x=rows, y=y, u=u, out=out,
+            mix_weight=parameters[0], mix_bias=parameters[1], lift_weight=parameters[4], lift_bias=parameters[5],
+        )  # fmt: skip
+        statistics1.write_back(norm1)
+        statistics2.write_back(norm2)
+        ctx.save_for_backward(rows, y, u, *parameters)
+        ctx.call, ctx.statistics = call, (statistics1, statistics2)
+        return call.images(out, dim)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_out):
+        call, (statistics1, statistics2) = ctx.call, ctx.statistics
+        rows, y, u, *parameters = ctx.saved_tensors
+        d_parameters = [torch.empty_like(p) for p in parameters]
+        dx, dz = call.empty(call.in_dim), call.empty(call.in_dim)
+        call.run(
+            "backward",
+            statistics1.native(*parameters[2:4], *d_parameters[2:4]),
+            statistics2.native(*parameters[6:8], *d_parameters[6:8]),
+            x=rows, y=y, u=u, dout=call.rows(d_out), dz=dz, dx=dx,
+            mix_weight=parameters[0], mix_bias=parameters[1], lift_weight=parameters[4], lift_bias=parameters[5],
+            d_mix_weight=d_parameters[0], d_mix_bias=d_parameters[1],
+            d_lift_weight=d_parameters[4], d_lift_bias=d_parameters[5],
+        )  # fmt: skip
+        dim = call.outputs
+        d_parameters = [d[:dim] for d in d_parameters]
+        d_parameters[4] = d_parameters[4][:, :dim, None, None]
+        return call.images(dx, dim), *d_parameters, None, None
+
+
+class StemFunction(torch.autograd.Function):
+    """patches (B, c p p, H, W) -> BatchNorm(GELU(weight patches + bias)), (B, h, H, W)."""
+
+    @staticmethod
+    def forward(ctx, patches, lift_weight, lift_bias, weight, bias, stem, keep):
+        norm = stem[2]
+        call = Call(patches.shape, lift_weight.shape[0], 0, stem.fast_dtype)
+        full = call.out_dim
+        parameters = [
+            padded(lift_weight.flatten(1), full, call.in_dim), padded(lift_bias, full),
+            padded(weight, full), padded(bias, full),
+        ]  # fmt: skip
+        statistics = Statistics(norm, full)
+        rows = call.rows(patches)
+        out = call.empty(full)
+        u = call.empty(full) if keep or statistics.batch else None
+        call.run(
+            "forward", Norm(), statistics.native(*parameters[2:]),
+            x=rows, u=u, out=out, lift_weight=parameters[0], lift_bias=parameters[1],
+        )  # fmt: skip
+        statistics.write_back(norm)
+        ctx.save_for_backward(rows, u, *parameters)
+        ctx.call, ctx.statistics, ctx.weight_shape = call, statistics, lift_weight.shape
+        return call.images(out, call.outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_out):
+        call = ctx.call
+        rows, u, *parameters = ctx.saved_tensors
+        d_parameters = [torch.empty_like(p) for p in parameters]
+        dx = call.empty(call.in_dim) if ctx.needs_input_grad[0] else None
+        call.run(
+            "backward", Norm(), ctx.statistics.native(*parameters[2:], *d_parameters[2:]),
+            x=rows, u=u, dout=call.rows(d_out), dx=dx, lift_weight=parameters[0], lift_bias=parameters[1],
+            d_lift_weight=d_parameters[0], d_lift_bias=d_parameters[1],
+        )  # fmt: skip
+        d_parameters = [d[: call.outputs] for d in d_parameters]
+        d_parameters[0] = d_parameters[0][:, : call.inputs].reshape(ctx.weight_shape)
+        return None if dx is None else call.images(dx, call.inputs), *d_parameters, None, None
+
+
+# ------------------------------------------------------------------------------------------------ modules
+
+
+def usable(x: Tensor, weight: Tensor, norm: nn.BatchNorm2d) -> bool:
+    """Whether the native code may run on this call."""
+    return (
+        not torch.compiler.is_compiling()
+        and x.device.type == weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and x.numel() > 0
+        and not (norm.training and x.numel() == x.shape[1])  # one value a channel: PyTorch refuses it
+    )
+
+
+class FastStem(nn.Sequential):
+    """The stem as one native call; parameters and keys as in `ConvMixer.stem`."""
+
+    fast_dtype: torch.dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, _, norm = self
+        p = conv.stride[0]
+        b, c, height, width = x.shape
+        if not usable(x, conv.weight, norm) or height % p or width % p or height * width == p * p:
+            return super().forward(x)
+        patches = x.reshape(b, c, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
+        patches = patches.reshape(b, height // p, width // p, c * p * p).permute(0, 3, 1, 2)  # (B, c p p, n/p, n/p)
+        return StemFunction.apply(
+            patches, conv.weight, conv.bias, norm.weight, norm.bias, self, torch.is_grad_enabled()
+        )
+
+
+class FastBlock(nn.Sequential):
+    """A mixing block as one native call; parameters and keys as `ConvMixer.block` makes them."""
+
+    fast_dtype: torch.dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        mix, _, norm1 = self[0].fn
+        _, lift, _, norm2 = self
+        if not usable(x, lift.weight, norm1):
+            return super().forward(x)
+        return BlockFunction.apply(
+            x, mix.weight, mix.bias, norm1.weight, norm1.bias, lift.weight, lift.bias, norm2.weight, norm2.bias,
+            self, torch.is_grad_enabled(),
+        )  # fmt: skip
+
+
+class FastConvMixer(ConvMixer):
+    """ConvMixer whose head works in float32 whatever the type of the activations."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.stem(x))
+        return self.head(x.mean((2, 3), dtype=self.head.weight.dtype))
+
+
+def accelerate(model: ConvMixer, dtype: torch.dtype = torch.float32) -> str | None:
+    """Lets `model` run on the native layers, in place; None, or one line saying why it stays plain.
+
+    `dtype` is that of activations and pointwise products, float32 or bfloat16; parameters, gradients, BatchNorm and
+    logits stay float32. Works in training and evaluation, with and without gradients; parameters, module names and
+    state-dict keys do not change. A call that the native code cannot take (another device, float64, torch.compile)
+    falls back to PyTorch's layers by itself.
+    """
+    reason = obstacle(model, dtype)
+    if reason is None:
+        model.__class__ = FastConvMixer
+        model.stem.__class__ = FastStem
+        model.stem.fast_dtype = dtype
+        for block in model.blocks:
+            block.__class__ = FastBlock
+            block.fast_dtype = dtype
+    return reason
+
+
+def obstacle(model: ConvMixer, dtype: torch.dtype) -> str | None:
+    """Why `model` cannot run on the native layers, or None."""
+    if dtype not in DTYPES:
+        return f"fast layers work in float32 or bfloat16, not {dtype}"
+    if not isinstance(model, ConvMixer):
+        return f"fast layers are for a ConvMixer, not a {type(model).__name__}"
+    devices = {p.device.type for p in model.parameters()}
+    if devices != {"cpu"}:
+        return f"fast layers are for the CPU, the model is on {', '.join(sorted(devices))}"
+    if any(p.dtype != torch.float32 for p in model.parameters()):
+        return "fast layers need float32 parameters"
+    if any(conv.kernel_size[0] % 2 == 0 for conv in model.blocks.modules() if isinstance(conv, nn.Conv2d)):
+        return "fast layers need an odd kernel"
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    if not all(norm.affine and norm.track_running_stats for norm in norms):
+        return "fast layers need BatchNorm with weights and running statistics"
+    if sys.byteorder != "little":
+        return "fast layers need a little-endian processor"
+    if library() is None:
+        return "fast layers could not be compiled"
+    return None

@@ -1,0 +1,105 @@
+// Matrix products of a panel of pixels with the pointwise weight, and of two panels into the weight's gradient.
+// Included once an element type; a unit is a float, or (UNIT == 2) a pair of bfloat16 along the summed dimension.
+
+#if UNIT == 2
+typedef bf16 FN(cell);  // an element of a panel that is summed over
+#define STORE_CELL store_bf16
+#else
+typedef float FN(cell);
+#define STORE_CELL store_f32
+#endif
+
+#ifndef PANEL
+#define PANEL 96  // pixels in a panel
+#define TALL 6    // a block of a product in registers: rows
+#define WIDE 4    // and vectors
+#endif
+
+// weight(n, k) = from[n * step_n + k * step_k] -> units, vectors of n, in blocks of WIDE vectors, each [k units][WIDE].
+static void FN(pack_weight)(vf *to, const float *from, long n, long k, long step_n, long step_k) {
+    for (long block = 0; block < n; block += WIDE * LANES)
+        for (long unit = 0; unit < k; unit += UNIT)
+            for (long at = block; at < least(n, block + WIDE * LANES); at += LANES) {
+                vf value[2];
+                for (int half = 0; half < UNIT; half++)
+                    for (int lane = 0; lane < LANES; lane++)
+                        value[half][lane] = from[(at + lane) * step_n + (unit + half) * step_k];
+                *to++ = FN(unit)(value[0], value[1]);
+            }
+}
+
+INLINE void FN(product_block)(const FN(cell) *rows, long units, const vf *weight, const int wide, vf sums[TALL][WIDE]) {
+    for (long k = 0; k < units; k++) {
+        vf w[WIDE];
+        UNROLL for (int j = 0; j < wide; j++) w[j] = weight[k * wide + j];
+        UNROLL for (int i = 0; i < TALL; i++) {
+            float one;
+            memcpy(&one, rows + (i * units + k) * UNIT, sizeof one);
+            UNROLL for (int j = 0; j < wide; j++) sums[i][j] = FN(dot)(sums[i][j], splat(one), w[j]);
+        }
+    }
+}
+
+INLINE void FN(product_columns)(const FN(cell) *panel, long rows, long units, const vf *weight, const int wide,
+                                const float *bias, T *out, long out_dim) {
+    for (long row = 0; row < rows; row += TALL) {
+        vf sums[TALL][WIDE];
+        UNROLL for (int j = 0; j < wide; j++) {
+            vf start = bias ? load_f32(bias + j * LANES) : splat(0);
+            UNROLL for (int i = 0; i < TALL; i++) sums[i][j] = start;
+        }
+        FN(product_block)(panel + row * units * UNIT, units, weight, wide, sums);
+        UNROLL for (int i = 0; i < TALL; i++)
+            if (row + i < rows)
+                UNROLL for (int j = 0; j < wide; j++) STORE(out + (row + i) * out_dim + j * LANES, sums[i][j]);
+    }
+}
+
+// out (rows, out_dim) = panel (rows, units * UNIT) weight + bias; the panel has PANEL rows, whatever they hold.
+static void FN(product)(const FN(cell) *panel, long rows, long units, const vf *weight, const float *bias, T *out,
+                        long out_dim) {
+    for (long at = 0; at < out_dim; at += WIDE * LANES) {
+        const vf *w = weight + at / LANES * units;
+        const float *b = bias ? bias + at : NULL;
+        switch (least(WIDE, (out_dim - at) / LANES)) {
+            case 1: FN(product_columns)(panel, rows, units, w, 1, b, out + at, out_dim); break;
+            case 2: FN(product_columns)(panel, rows, units, w, 2, b, out + at, out_dim); break;
+            case 3: FN(product_columns)(panel, rows, units, w, 3, b, out + at, out_dim); break;
+            default: FN(product_columns)(panel, rows, units, w, 4, b, out + at, out_dim);
+        }
+    }
+}
+
+enum { FN(PAIRS) = PANEL / UNIT };  // units of a panel along its pixels
+
+INLINE void FN(gradient_block)(const vf *du, int lane, const vf *z, const int wide, float *out, long in_dim) {
+    vf sums[4][WIDE];
+    UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < wide; j++) sums[i][j] = splat(0);
+    for (long p = 0; p < FN(PAIRS); p++) {
+        vf w[WIDE];
+        UNROLL for (int j = 0; j < wide; j++) w[j] = z[j * FN(PAIRS) + p];
+        UNROLL for (int i = 0; i < 4; i++) {
+            vf one = splat(((const float *)(du + p))[lane + i]);
+            UNROLL for (int j = 0; j < wide; j++) sums[i][j] = FN(dot)(sums[i][j], one, w[j]);
+        }
+    }
+    UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < wide; j++) {
+        float *at = out + i * in_dim + j * LANES;
+        store_f32(at, load_f32(at) + sums[i][j]);
+    }
+}
+
+// gradient (out_dim, in_dim) += du^T z; du [out_dim / LANES][PAIRS] and z [in_dim / LANES][PAIRS] in units of pixels.
+static void FN(accumulate)(const vf *du, const vf *z, float *gradient, long out_dim, long in_dim) {
+    for (long from = 0; from < in_dim; from += WIDE * LANES)
+        for (long row = 0; row < out_dim; row += 4) {
+            const vf *d = du + row / LANES * FN(PAIRS), *zz = z + from / LANES * FN(PAIRS);
+            float *to = gradient + row * in_dim + from;
+            switch (least(WIDE, (in_dim - from) / LANES)) {
+                case 1: FN(gradient_block)(d, row % LANES, zz, 1, to, in_dim); break;
+                case 2: FN(gradient_block)(d, row % LANES, zz, 2, to, in_dim); break;
+                case 3: FN(gradient_block)(d, row % LANES, zz, 3, to, in_dim); break;
+                default: FN(gradient_block)(d, row % LANES, zz, 4, to, in_dim);
+            }
+        }
+}
