@@ -63,8 +63,8 @@ class Params:
     clip: float = 0.0  # largest gradient norm, 0 for no clipping
     # the augmentation
     crop: str = "pad"  # none, pad (by 4, zeros), reflect (by 4) or resized
-    crop_scale: float = 0.75  # smallest share of the area that crop=resized keeps
-    crop_ratio: float = 1.3333333333333333  # widest aspect ratio of crop=resized
+    crop_scale: float = 0.75  # smallest share of the area kept by a resized crop
+    crop_ratio: float = 1.3333333333333333  # widest aspect ratio of a resized crop
     flip: bool = True  # horizontal, half of the images
     randaugment: str = "torchvision-2-9"  # none, torchvision-OPS-MAGNITUDE or a timm string
     jitter: float = 0.0  # brightness, contrast and saturation, 0 for none
