@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from scipy.special import ndtri
 from torch import Tensor
 
 from lib import native, randaugment
@@ -23,7 +24,7 @@ __all__ = ["Augment", "Plan", "Recipe", "mix", "normalise", "order"]
 
 PADDING = 4  # pixels by which crops may reach over the border
 SMALLEST = 8  # pixels; a reflected crop needs more than PADDING
-BANK = 2**20  # normal numbers that "pixel" erasing reads from
+BANK = 2**20  # places in the normal numbers that "pixel" erasing reads from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +88,10 @@ class Augment:
         self.fill = tuple(min(255, round(255 * m)) for m in mean) if self.policy.library == "timm" else (0, 0, 0)
         self.bank = None
         if recipe.erasing > 0 and recipe.erasing_mode == "pixel":
-            # A hole shows a stretch of this bank from a random place on: independent values in an image, and two
-            # images of a batch share some of them once in about 700 times.
-            u = uniform(seed, 0, Purpose.NOISE, BANK, 1)[:, 0]
-            self.bank = randaugment.ndtri(u + 2.0**-54).astype(np.float32)
+            # A hole shows a stretch of this bank from a random place on: independent values within an image; any
+            # two holes of CIFAR-10's size have a chance of one in a thousand to share some.
+            u = uniform(seed, 0, Purpose.NOISE, BANK + images[0].size, 1)[:, 0]
+            self.bank = ndtri(u).astype(np.float32)
 
     def plan(self, epoch: int) -> Plan:
         """The draws of one epoch for all images: 0.1 s for 50,000 with everything switched on."""
@@ -126,7 +127,7 @@ class Augment:
             )
             hole = _rectangles(u, height, width, area, aspect, (height - 1, width - 1))
             frames["hole"] = np.where(u[:, 22] < recipe.erasing, hole, 0).T
-            frames["noise"] = u[:, 23] * (BANK - 3 * height * width)
+            frames["noise"] = u[:, 23] * BANK
 
         ops = [np.zeros((n, 0), OP)]
         if policy.layers:
@@ -179,6 +180,8 @@ class Augment:
     def _window(self, image: np.ndarray, frame: np.void) -> Image.Image:
         top, left, h, w = (int(frame[name]) for name in ("top", "left", "height", "width"))
         height, width = image.shape[:2]
+        if (top, left, h, w) == (0, 0, height, width):
+            return Image.fromarray(image)
         if (h, w) == (height, width):
             mode = "reflect" if self.recipe.crop == "reflect" else "constant"
             padded = np.pad(image, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)), mode)

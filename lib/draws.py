@@ -22,9 +22,9 @@ def philox(seed: int, epoch: int, purpose: Purpose, batch: int = 0) -> np.random
 
 
 def uniform(seed: int, epoch: int, purpose: Purpose, rows: int, columns: int) -> np.ndarray:
-    """Table (rows, columns) of float64 in [0, 1); a row depends on its index and on `columns`, not on `rows`."""
+    """Table (rows, columns) of float64, 0 < u < 1; a row depends on its index and on `columns`, not on `rows`."""
     words = philox(seed, epoch, purpose).random_raw(rows * columns)
-    return (words >> 11).reshape(rows, columns) * 2.0**-53
+    return ((words >> 12).reshape(rows, columns) + 0.5) * 2.0**-52
 
 
 def order(seed: int, epoch: int, n: int) -> np.ndarray:

@@ -32,8 +32,11 @@ class Filter(IntEnum):
 # its one argument first. The same layout as in lib/augment.c.
 OP = np.dtype([("code", np.int32), ("filter", np.int32), ("arg", np.float64, 6)])
 
+TORCHVISION = r"torchvision-([1-9])-([12]?\d|30)"
+TIMM = r"rand-m(\d|10)(?:-n([1-9]))?(?:-p(0\.\d+|1))?(?:-mstd(\d{1,2}(?:\.\d+)?))?-inc1"
 FORMS = (
-    "none, torchvision-OPS-MAGNITUDE (magnitude 0 to 30) or rand-mMAGNITUDE[-nOPS][-pSHARE][-mstdSPREAD]-inc1 (0 to 10)"
+    "none, torchvision-OPS-MAGNITUDE (such as torchvision-2-9, magnitude up to 30) "
+    "or rand-mMAGNITUDE[-nOPS][-pSHARE][-mstdSPREAD]-inc1 (such as rand-m9-mstd0.5-inc1, magnitude up to 10)"
 )
 
 
@@ -42,7 +45,7 @@ class Policy(NamedTuple):
 
     library: str  # none, torchvision or timm
     layers: int = 0  # operations an image
-    magnitude: float = 0.0  # out of 30 (torchvision) or 10 (timm)
+    magnitude: int = 0  # out of 30 (torchvision) or 10 (timm)
     spread: float = 0.0  # timm: standard deviation of the magnitude
     share: float = 1.0  # timm: how often a layer does something
 
@@ -50,25 +53,16 @@ class Policy(NamedTuple):
 def parse(text: str) -> Policy:
     """The policy named by a `randaugment` parameter; ValueError, one line with the allowed forms, for anything else.
 
-    Of timm's strings the "increasing" set (inc1, more magnitude is more change) is here, magnitudes up to 10 and all
-    of m, n, p and mstd; the other sets, mmax and weights are in no recipe of this study.
+    Of timm's strings only the "increasing" set is here (inc1: more magnitude is more change), without mmax and
+    weights: no recipe of this study has them.
     """
     if text == "none":
         return Policy("none")
-    if found := re.fullmatch(r"torchvision-(\d+)-(\d+)", text):
-        policy = Policy("torchvision", int(found[1]), int(found[2]))
-        if 1 <= policy.layers <= 14 and policy.magnitude <= 30:
-            return policy
-    elif text.startswith("rand-"):
-        words = [re.fullmatch(r"(mstd|inc|m|n|p)(\d+(?:\.\d+)?)", word) for word in text.split("-")[1:]]
-        values = {word[1]: float(word[2]) for word in words if word}
-        policy = Policy(
-            "timm", int(values.get("n", 2)), values.get("m", 10.0), values.get("mstd", 0.0), values.get("p", 0.5)
-        )
-        whole = all(values.get(key, 0) % 1 == 0 for key in ("m", "n"))
-        known = all(words) and len(values) == len(words) and values.get("inc") == 1 and whole
-        if known and 1 <= policy.layers <= 14 and policy.magnitude <= 10 and policy.spread <= 100 and policy.share <= 1:
-            return policy
+    if found := re.fullmatch(TORCHVISION, text):
+        return Policy("torchvision", layers=int(found[1]), magnitude=int(found[2]))
+    if found := re.fullmatch(TIMM, text):
+        magnitude, layers, share, spread = found.groups()
+        return Policy("timm", int(layers or 2), int(magnitude), float(spread or 0), float(share or 0.5))
     raise ValueError(f"randaugment={text}: give {FORMS}")
 
 
