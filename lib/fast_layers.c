@@ -61,9 +61,9 @@ static void FN(convolve)(const vf *tile, const vf *taps, const FN(shape) *s, vf 
 // to[0] = the shift, to[dim] = sum(g - shift), to[2 dim] = sum((g - shift)^2).
 static void FN(sum_gelu)(float *to, const T *y, long pixels, long dim) {
     for (long c = 0; c < dim; c += LANES) {
-        vf shift = gelu(LOAD(y + c)), first = splat(0), second = splat(0);
+        vf shift = FN(gelu)(LOAD(y + c)), first = splat(0), second = splat(0);
         for (long p = 0; p < pixels; p++) {
-            vf g = gelu(LOAD(y + p * dim + c)) - shift;
+            vf g = FN(gelu)(LOAD(y + p * dim + c)) - shift;
             first += g;
             second += g * g;
         }
@@ -89,9 +89,9 @@ static void FN(mix_forward_work)(void *context, long begin, long end, int thread
         if (!pass->partial) continue;
         float *to = pass->partial + b * 3 * dim + slab * LANES;
         const T *y = (const T *)a->y + at;
-        vf shift = gelu(LOAD(y)), first = splat(0), second = splat(0);
+        vf shift = FN(gelu)(LOAD(y)), first = splat(0), second = splat(0);
         for (long p = 0; p < image; p++) {
-            vf g = gelu(LOAD(y + p * dim)) - shift;
+            vf g = FN(gelu)(LOAD(y + p * dim)) - shift;
             first += g;
             second += g * g;
         }
@@ -106,7 +106,7 @@ static void FN(make_z)(FN(cell) *z, const T *x, const T *y, const float *scale, 
     for (long p = 0; p < rows; p++)
         for (long c = 0; c < dim; c += LANES) {
             vf value = LOAD(x + p * dim + c);
-            if (y) value += load_f32(scale + c) * gelu(LOAD(y + p * dim + c)) + load_f32(shift + c);
+            if (y) value += load_f32(scale + c) * FN(gelu)(LOAD(y + p * dim + c)) + load_f32(shift + c);
             STORE_CELL(z + p * dim + c, value);
         }
 }
@@ -114,7 +114,7 @@ static void FN(make_z)(FN(cell) *z, const T *x, const T *y, const float *scale, 
 static void FN(normalise)(T *out, const T *u, const float *scale, const float *shift, long rows, long dim) {
     for (long p = 0; p < rows; p++)
         for (long c = 0; c < dim; c += LANES)
-            STORE(out + p * dim + c, load_f32(scale + c) * gelu(LOAD(u + p * dim + c)) + load_f32(shift + c));
+            STORE(out + p * dim + c, load_f32(scale + c) * FN(gelu)(LOAD(u + p * dim + c)) + load_f32(shift + c));
 }
 
 static void FN(lift_forward_work)(void *context, long begin, long end, int thread) {
@@ -227,7 +227,7 @@ static void FN(sum_backward_work)(void *context, long begin, long end, int threa
         memset(plain, 0, 2 * dim * sizeof(float));
         for (long p = 0; p < rows; p++)
             for (long c = 0; c < dim; c += LANES) {
-                vf d = LOAD(dout + p * dim + c), v = gelu(LOAD(u + p * dim + c));
+                vf d = LOAD(dout + p * dim + c), v = FN(gelu)(LOAD(u + p * dim + c));
                 store_f32(plain + c, load_f32(plain + c) + d);
                 store_f32(times + c, load_f32(times + c) + d * (v - load_f32(a->norm2.mean + c)));
             }
@@ -258,7 +258,7 @@ static void FN(lift_backward_work)(void *context, long begin, long end, int thre
                 vf du[2] = {splat(0), splat(0)};
                 for (int half = 0; half < UNIT && p + half < rows; half++) {
                     long at = (p + half) * dim + c;
-                    vf slope, v = gelu_and_slope(LOAD(u + at), &slope);
+                    vf raw = LOAD(u + at), v = FN(gelu)(raw), slope = FN(slope)(raw);
                     vf dv = load_f32(by_dout + c) * LOAD(dout + at) + load_f32(by_v + c) * v + load_f32(constant + c);
                     du[half] = dv * slope;
                     STORE_CELL(du_rows + at, du[half]);
@@ -271,7 +271,7 @@ static void FN(lift_backward_work)(void *context, long begin, long end, int thre
                 for (int half = 0; half < UNIT && p + half < rows; half++) {
                     long at = (p + half) * in + c;
                     z[half] = LOAD(x + at);
-                    if (y) z[half] += load_f32(pass->scale1 + c) * gelu(LOAD(y + at)) + load_f32(pass->shift1 + c);
+                    if (y) z[half] += load_f32(pass->scale1 + c) * FN(gelu)(LOAD(y + at)) + load_f32(pass->shift1 + c);
                 }
                 z_units[c / LANES * FN(PAIRS) + p / UNIT] = FN(unit)(z[0], z[1]);
             }
@@ -283,7 +283,7 @@ static void FN(lift_backward_work)(void *context, long begin, long end, int thre
         if (!y) continue;
         for (long p = 0; p < rows; p++)
             for (long c = 0; c < in; c += LANES) {
-                vf d = LOAD(dz + p * in + c), g = gelu(LOAD(y + p * in + c));
+                vf d = LOAD(dz + p * in + c), g = FN(gelu)(LOAD(y + p * in + c));
                 store_f32(plain + c, load_f32(plain + c) + d);
                 store_f32(times + c, load_f32(times + c) + d * (g - load_f32(a->norm1.mean + c)));
             }
@@ -317,7 +317,7 @@ static void FN(mix_backward_work)(void *context, long begin, long end, int threa
                 vf dy[2] = {splat(0), splat(0)};
                 for (int half = 0; half < UNIT && j * UNIT + half < s->width; half++) {
                     long pixel = at + (h * s->width + j * UNIT + half) * dim;
-                    vf slope, g = gelu_and_slope(LOAD((const T *)a->y + pixel), &slope);
+                    vf raw = LOAD((const T *)a->y + pixel), g = FN(gelu)(raw), slope = FN(slope)(raw);
                     dy[half] = (by_d * LOAD(pass->dz + pixel) + by * g + always) * slope;
                     total += dy[half];
                 }

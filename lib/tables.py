@@ -154,12 +154,14 @@ def _ablation(runs: pd.DataFrame, what: str, sizes) -> pd.DataFrame:
     return pd.DataFrame([_compared(_cell(runs, name, **sizes(_size(name))), paper.printed(name)) for name in names])
 
 
-def steps(runs: pd.DataFrame, what: str) -> pd.DataFrame:
+def steps(runs: pd.DataFrame, what: str, only: list[str] | None = None) -> pd.DataFrame:
     """From each level of an ablation to the next: ours over common seeds, the study's step, the original's.
 
     `half` and `p` (sign flip) need two seeds; `images_p` is McNemar's on the test images where there is one.
+    With `only`, from one of these settings to the next of them.
     """
     table = (kernel if what == "kernel" else patch)(runs)
+    table = table if only is None else table[table["setting"].isin(only)]
     rows = []
     for before, after in zip(table.iloc[:-1].itertuples(), table.iloc[1:].itertuples(), strict=True):
         step = stats.paired(by_seed(runs, before.setting), by_seed(runs, after.setting))

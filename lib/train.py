@@ -326,23 +326,21 @@ def estimate(p: Params) -> float:
     model, forward, _ = build(p, device)
     optimizer = make_optimizer(p, model)
     scaler = torch.amp.GradScaler(device.type, enabled=p.dtype == "float16")
-    size, rate = min(2, p.batch_size), 0.0
+    size = min(4, p.batch_size)
 
-    def steps_of(size: int) -> float:
+    def step_of(size: int) -> float:
         x = torch.randn(size, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
         targets = torch.full((size, 10), 0.1, device=device)
         begun = time.perf_counter()
-        for _ in range(2):
-            float(train_step(p, forward, model, optimizer, scaler, x, targets))
-        return 2 * size / (time.perf_counter() - begun)
+        float(train_step(p, forward, model, optimizer, scaler, x, targets))  # float: waits for a GPU
+        return time.perf_counter() - begun
 
-    steps_of(size)  # the first compiles and allocates
-    # A batch twice as large is tried as long as that costs less than about two seconds.
-    while True:
-        rate = max(rate, steps_of(size))
-        if size >= p.batch_size or size / rate > 0.5:
-            break
-        size = min(2 * size, p.batch_size)
+    step_of(size)  # the first of a size compiles or allocates
+    # A batch four times as large is tried as long as a step is short: small batches understate the speed.
+    while (seconds := step_of(size)) < 0.5 and size < p.batch_size:
+        size = min(4 * size, p.batch_size)
+        step_of(size)
+    rate = size / seconds
     n = p.train_size or 50_000 - p.val_size
     evaluated = min(TRAIN_EVAL, n) + p.val_size + (10_000 if p.select == "best_test" else 0)
     # A forward pass costs about a third of a step.
