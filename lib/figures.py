@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lib import paper, records, stats, tables
 from lib import study as studies
+from lib.params import TRAIN_IMAGES
 from lib.study import Study
 
 WIDTH = 5.0  # inches: at 10 points still readable on a page 360 pixels wide
@@ -59,7 +60,9 @@ def workflow(study: Study, runs: pd.DataFrame) -> Figure:
     settings = list(dict.fromkeys(name for run in study.runs for name in run.settings))
     done = int((runs["status"] == "done").sum())
     digests = sorted({record["data_digest"] for record in runs["record"].dropna()})
-    counts = f"{paper.TEST_IMAGES:,} test images, {study.base.val_size:,} for validation"
+    base = study.base
+    training = base.train_size or TRAIN_IMAGES - base.val_size
+    counts = f"{training:,} training, {base.val_size:,} validation, {paper.TEST_IMAGES:,} test images"
     params, shown = studies.PARAMS.relative_to(root), folder.relative_to(records.REPORTS.parent)
     stages = [
         ("CIFAR-10", [counts, *(f"digest {digest[:24]}…" for digest in digests)]),

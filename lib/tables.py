@@ -166,7 +166,7 @@ def steps(runs: pd.DataFrame, what: str, only: list[str] | None = None) -> pd.Da
     for before, after in zip(table.iloc[:-1].itertuples(), table.iloc[1:].itertuples(), strict=True):
         step = stats.paired(by_seed(runs, before.setting), by_seed(runs, after.setting))
         rows.append({
-            "step": f"{what[0]}={getattr(before, what):.0f} → {getattr(after, what):.0f}",
+            "step": f"{what[0]}={getattr(before, what):.0f}→{getattr(after, what):.0f}",
             "difference": step.mean, "half": step.half, "n": step.n, "p": step.p, "smallest_p": step.smallest_p,
             "images_p": _images_p(runs, before.setting, after.setting) if step.n == 1 else np.nan,
             "study_step": after.study - before.study, "original_step": after.original - before.original,

@@ -1,0 +1,106 @@
+"""`python -m lib.report STUDY`: the records of a study become one offline page, with its figures and tables as files.
+
+reports/<study>/index.html        the page: one file, no network
+                summary.ipynb     the executed notebook (not in git)
+                figures/*.png, *.svg and tables/*.csv
+
+The same records give the same bytes, so git shows a change only where a number changed.
+"""
+
+import base64
+import sys
+from pathlib import Path
+
+from lib import records
+from lib import study as studies
+from lib.params import ParameterError
+from lib.study import ROOT
+
+NOTEBOOK = ROOT / "notebooks" / "summary.ipynb"
+PAGE, EXECUTED = "index.html", "summary.ipynb"
+HIDDEN = {"parameters", "injected-parameters"}  # tags of the cells that the page leaves out
+FOLDERS = {"text/csv": ("tables", "csv"), "image/png": ("figures", "png"), "image/svg+xml": ("figures", "svg")}
+
+
+class ReportError(RuntimeError):
+    """The notebook did not run to its end: one line that names the cell and the error."""
+
+
+def build(study: str) -> Path:
+    """Writes the report of a study; returns the path of its page.
+
+    Raises ParameterError for a study that is not there and ReportError if the notebook fails; then the page, figures
+    and tables of the last time stay as they were.
+    """
+    studies.load(study)  # a bad name or file should be one line, before a kernel is started
+    folder = records.study_folder(study)
+    folder.mkdir(parents=True, exist_ok=True)
+    notebook = execute(study, folder / EXECUTED)
+    page = html(notebook, f"ConvMixer on CIFAR-10: {study}")
+    save_files(notebook, folder)
+    records.write_bytes(folder / PAGE, page.encode())
+    return folder / PAGE
+
+
+def execute(study: str, output: Path):
+    """Runs the summary notebook for a study with papermill; returns the executed notebook, which `output` holds too."""
+    import papermill
+
+    try:
+        return papermill.execute_notebook(
+            NOTEBOOK, output, {"study": study}, kernel_name="python3", progress_bar=False, cwd=NOTEBOOK.parent,
+            extra_arguments=["--log-level=ERROR"],  # the kernel would warn of its unencrypted local sockets
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        where = f"cell {error.exec_count} of {NOTEBOOK.relative_to(ROOT)}"
+        raise ReportError(f"{where}: {error.ename}: {error.evalue} (the whole story is in {output})") from None
+
+
+def html(notebook, title: str) -> str:
+    """The executed notebook as one HTML file, by notebooks/template/."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(template_name="template", extra_template_basedirs=[str(NOTEBOOK.parent)])
+    shown = [cell for cell in notebook.cells if not HIDDEN & set(cell.metadata.get("tags", []))]
+    page, _ = exporter.from_notebook_node(nbformat.from_dict({**notebook, "cells": shown}), {"title": title})
+    return page
+
+
+def save_files(notebook, folder: Path) -> list[Path]:
+    """Saves what the notebook displayed under a name, and removes what an earlier report had and this one has not."""
+    saved = []
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        name = output.get("metadata", {}).get("file")
+        for kind, (place, ending) in FOLDERS.items():
+            if name and kind in output.data:
+                content = output.data[kind]
+                path = folder / place / f"{name}.{ending}"
+                path.parent.mkdir(exist_ok=True)
+                records.write_bytes(path, base64.b64decode(content) if kind == "image/png" else content.encode())
+                saved.append(path)
+    for place, ending in FOLDERS.values():
+        for stale in set((folder / place).glob(f"*.{ending}")) - set(saved):
+            stale.unlink()
+    return saved
+
+
+def main(arguments: list[str]) -> int:
+    """The command line: exit status 0 and the page's path, or 1 (2 for a bad study) and one line on stderr."""
+    if len(arguments) != 1:
+        print(f"usage: python -m lib.report STUDY, one of {', '.join(studies.names())}", file=sys.stderr)
+        return 2
+    try:
+        page = build(arguments[0])
+    except ParameterError as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    except (ReportError, OSError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 1
+    print(page.relative_to(ROOT) if page.is_relative_to(ROOT) else page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

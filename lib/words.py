@@ -1,0 +1,371 @@
+"""The sentences of the summary, each computed from the records: what changes in them changes in the text.
+
+A function returns a list of plain sentences (code between backticks) and none where there is nothing to say. Each
+number says its n; a direction is stated with what it takes to doubt it.
+"""
+
+import numpy as np
+import pandas as pd
+
+from lib import paper, stats, tables
+from lib.params import TRAIN_IMAGES
+from lib.study import Study
+
+CHOICE = {
+    "last": "Reported are the weights of the last epoch; the test set is used once.",
+    "best_val": "Reported are the weights of the epoch with the best validation accuracy; the test set is used once.",
+    "best_test": "Reported are the weights of the epoch with the best test accuracy: a leak, as in the study's "
+    "notebooks, which makes every accuracy here too high.",
+}
+
+
+def short(study: Study, runs: pd.DataFrame) -> list[str]:
+    """The report in a few sentences: what is there, the baseline, both trends, the cost."""
+    said = [*progress(study, runs), *baseline(runs)[:1]]
+    for what in ("kernel", "patch"):
+        said += [
+            f"{what.capitalize()} size: {sentence[0].lower()}{sentence[1:]}" for sentence in ablation(runs, what)[:1]
+        ]
+    return said + compute(runs)[:1]
+
+
+# What was asked for and what is there
+
+
+def progress(study: Study, runs: pd.DataFrame) -> list[str]:
+    """How many runs are finished, which are not, and the command that trains them."""
+    done, left = runs[runs["status"] == "done"], runs[runs["status"] != "done"]
+    if left.empty:
+        return [f"All {_count(len(runs), 'run')} of `{study.name}` are finished."]
+    command = f"`make runs STUDY={study.name}`"
+    if done.empty and (left["status"] == "missing").all():
+        return [
+            f"No run of `{study.name}` has been trained yet, so there is nothing to show but what others "
+            f"published. {command} trains its {_count(len(runs), 'run')}, `make report STUDY={study.name}` does that "
+            "and builds this page again."
+        ]
+    counts = ", ".join(f"{n} {word}" for word, n in left["status"].value_counts(sort=False).items())
+    return [
+        f"{len(done)} of {_count(len(runs), 'run')} of `{study.name}` are finished, {counts}; the table of "
+        f"all runs says why. {command} goes on with them."
+    ]
+
+
+def budget(study: Study) -> list[str]:
+    """The network, the training and the choice of the weights that the study's runs share."""
+    p = study.base
+    images = p.train_size or TRAIN_IMAGES - p.val_size
+    return [
+        f"Unless the table below says otherwise, a run trains ConvMixer-{p.dim}/{p.depth} for "
+        f"{_count(p.epochs, 'epoch')} on {images:,} images in batches of {p.batch_size}, with AdamW, a {p.schedule} "
+        f"schedule with peak learning rate {p.lr:g} and weight decay {p.weight_decay:g}.",
+        f"{p.val_size:,} training images are held out for validation." if p.val_size else "No image is held out.",
+        CHOICE[p.select],
+        f"Each setting is trained with {_count(len(study.seeds), 'seed')}.",
+    ]
+
+
+def comparable(study: Study) -> list[str]:
+    """Whether the published figures are for the same network and budget; if not, what may be compared."""
+    p, said, others = study.base, [], []
+    for name, epochs in (("the study", paper.EPOCHS), ("the original", paper.ORIGINAL_EPOCHS)):
+        differ = []
+        if (p.dim, p.depth) != paper.NETWORK:
+            differ.append(f"ConvMixer-{p.dim}/{p.depth} instead of {'/'.join(map(str, paper.NETWORK))}")
+        if p.epochs != epochs:
+            differ.append(f"{_count(p.epochs, 'epoch')} instead of {epochs}")
+        if p.train_size:
+            differ.append(f"{p.train_size:,} training images instead of all")
+        if differ:
+            said.append(f"This is not the experiment of {name}: {', '.join(differ)}.")
+            others.append(name)
+    if others:
+        said.append(f"Directions and steps may be compared with {' and '.join(others)}, levels only with this in mind.")
+    return said or ["The network and the number of epochs are those of both sources."]
+
+
+# Learning rate and baseline
+
+
+def learning_rate(study: Study, runs: pd.DataFrame) -> list[str]:
+    """Which rate of the sweep ends best, and whether the runs use it."""
+    table = tables.sweep(runs)
+    table = table[table["n"] > 0] if len(table) else table
+    if len(table) < 2:
+        return []
+    ordered = table.sort_values("ours", ascending=False)
+    best, second = ordered.iloc[0], ordered.iloc[1]
+    theirs = max(paper.SWEEP, key=paper.SWEEP.get)
+    agree = "as in the study" if np.isclose(best["lr"], theirs) else f"where the study's best is {theirs:g}"
+    used = "use that rate" if np.isclose(best["lr"], study.base.lr) else f"use {study.base.lr:g} instead"
+    seeds = _doubt(min(best["n"], second["n"]))
+    return [
+        f"Of {len(table)} learning rates, {best['lr']:g} ends highest, {agree}: {best['ours']:.2f} % on the validation "
+        f"images (n={best['n']}), {best['ours'] - second['ours']:.2f} points above {second['lr']:g}.{seeds}",
+        f"The other runs here {used}.",
+    ]
+
+
+def baseline(runs: pd.DataFrame) -> list[str]:
+    """The baseline's accuracy beside both published figures, and whether its training had ended."""
+    row = tables.baseline(runs).iloc[0]
+    if not row["n"]:
+        return []
+    error = stats.binomial_error(row["ours"], paper.TEST_IMAGES)
+    printed = paper.baselines()
+    said = [
+        f"The baseline reaches {_value(row)}: {_versus(row['ours_minus_study'])} the study's Table I, "
+        f"{_versus(row['ours_minus_original'])} the original.",
+        f"{paper.TEST_IMAGES:,} test images alone leave a standard error of {error:.2f} points.",
+        f"The study prints {len(printed)} figures for this one configuration, "
+        f"{', '.join(f'{v:.2f}' for v in printed)}, which span {printed[-1] - printed[0]:.2f} points.",
+    ]
+    curve = tables.history(tables.of_setting(runs, row["setting"])).groupby("epoch").mean(numeric_only=True)
+    if "val_acc" in curve and curve["val_acc"].notna().all() and len(curve) > 1:
+        tail = max(1, len(curve) // 5)
+        late, gap = curve["val_acc"].iloc[-1] - curve["val_acc"].iloc[-1 - tail], curve["train_acc"] - curve["val_acc"]
+        said.append(
+            f"Over the last {_count(tail, 'epoch')} of {len(curve)} validation accuracy changed by {_signed(late)} "
+            f"points; at the end it was {_versus(-gap.iloc[-1])} that of training images without augmentation."
+        )
+    return said
+
+
+# The two ablations
+
+
+def ablation(runs: pd.DataFrame, what: str) -> list[str]:
+    """Whether the predicted order holds (larger kernels and smaller patches are better) and how sure that is."""
+    table = (tables.kernel if what == "kernel" else tables.patch)(runs)
+    ours = table[table["n"] > 0]
+    if len(ours) < 2:
+        return []
+    sign = 1 if what == "kernel" else -1
+    steps = tables.steps(runs, what, list(ours["setting"]))
+    steps = steps[steps["n"] > 0]
+    if steps.empty:
+        return ["The finished settings share no seed, so no step is measured."]
+    expected = "accuracy rises with the kernel" if sign > 0 else "accuracy falls as patches grow"
+    against, seeds = steps[steps["difference"] * sign <= 0], f"n={steps['n'].min()}"
+    if len(against):
+        named = ", ".join(
+            f"{row.step} changes accuracy by {_signed(row.difference)} points" for row in against.itertuples()
+        )
+        said = [f"The order is not as predicted ({expected}): {named} ({seeds})."]
+    elif len(steps) == len(table) - 1:
+        said = [f"The order is as predicted: {expected} at every step ({seeds})."]
+    else:
+        said = [f"Where settings have a common seed the order is as predicted: {expected} ({seeds})."]
+    return said + _certainty(runs, ours, steps, sign) + _largest(steps, len(table) - 1, sign)
+
+
+def _certainty(runs: pd.DataFrame, ours: pd.DataFrame, steps: pd.DataFrame, sign: int) -> list[str]:
+    """What the number of seeds allows to say about an order and its steps."""
+    seeds = [tables.by_seed(runs, setting) for setting in ours["setting"]]
+    common = sorted(set.intersection(*map(set, seeds)))
+    if not common:
+        return ["The settings share no seed, so their order is not tested."]
+    trend = stats.trend(sign * np.array([[values[seed] for values in seeds] for seed in common]))
+    said = []
+    if trend.n == 1:
+        if trend.levels >= 3:
+            said.append(
+                f"With one seed that is weak evidence: {trend.levels} settings in no order at all come out perfectly "
+                f"ordered once in {round(1 / trend.smallest_p)}, and seed noise is not ruled out for any step."
+            )
+        apart = steps[steps["images_p"] < 0.05]
+        if steps["images_p"].notna().any():
+            named = f"({', '.join(apart['step'])})" if len(apart) else ""
+            said.append(
+                f"The two networks of a step differ on these test images by more than chance (McNemar, p < 0.05) in "
+                f"{len(apart)} of {_count(len(steps), 'step')} {named}".rstrip()
+                + "; that holds for these networks, not for the next seed's."
+            )
+        return said
+    if trend.levels >= 3:
+        said.append(
+            f"Page's trend test over {trend.n} seeds gives p {_p(trend.p)} for the predicted order (a perfect "
+            f"order has 1 chance in {1 / trend.smallest_p:,.0f})."
+        )
+    clear = steps[steps["difference"].abs() > steps["half"]]
+    named = f" ({', '.join(f'{row.step}: {_signed(row.difference)} ± {row.half:.2f}' for row in clear.itertuples())})"
+    said.append(
+        f"The 95 % interval of the paired difference leaves out zero in {len(clear)} of {_count(len(steps), 'step')}"
+        f"{named if len(clear) else ''}."
+    )
+    if (smallest := steps["smallest_p"].max()) >= 0.05:
+        said.append(
+            f"A sign-flip test of one step cannot reach p < 0.05 with so few seeds: at best it is {smallest:.2g}."
+        )
+    return said
+
+
+def _largest(steps: pd.DataFrame, asked: int, sign: int) -> list[str]:
+    """Which step changes most: here, in the study and in the original."""
+    if len(steps) < asked or asked < 2:
+        return []
+    tops = [steps.loc[(sign * steps[c]).idxmax(), "step"] for c in ("difference", "study_step", "original_step")]
+    return [
+        f"The largest step in the predicted direction is {tops[0]}; the study's is {tops[1]}, the original's {tops[2]}."
+    ]
+
+
+# Against the original, and what the choice of the epoch does
+
+
+def comparison(runs: pd.DataFrame) -> list[str]:
+    """How far from both sources on average, and how many pairs of settings are ordered as in the original."""
+    table = pd.concat([tables.kernel(runs), tables.patch(runs)]).drop_duplicates(["kernel", "patch"])
+    table = table[(table["n"] > 0) & table["original"].notna()]
+    if table.empty:
+        return []
+    said = [
+        f"Over {_count(len(table), 'configuration')} the mean difference to the study is "
+        f"{_signed(table['ours_minus_study'].mean())} points, to the original "
+        f"{_signed(table['ours_minus_original'].mean())}."
+    ]
+    alike, pairs = stats.same_order(table["ours"], table["original"])
+    if pairs:
+        said.append(f"{alike} of {_count(pairs, 'pair')} of configurations are ordered as in the original.")
+    return said
+
+
+def selection(runs: pd.DataFrame) -> list[str]:
+    """What choosing the epoch changed, here and in the study's notebooks."""
+    table = tables.selection(runs)
+    gains = (table["selected"] - table["last_epoch"]).dropna()
+    theirs = (table["study_best_on_test"] - table["study_last_epoch"]).dropna()
+    said = []
+    if len(gains):
+        said.append(f"Against the last epoch, the selected epoch changes test accuracy by {_range(gains)} points.")
+    leaks = (table["best_on_test"] - table["last_epoch"]).dropna()
+    if len(leaks):
+        said.append(
+            f"Against the last epoch, the best test accuracy of any epoch gains {_range(leaks)} points: the leak."
+        )
+    elif len(gains):
+        said.append(
+            "No run here looked at the test set every epoch, so what that leak would be worth is not known; "
+            "`select: best_test` in a file of `params/studies/` records it."
+        )
+    return [*said, f"In the study's own notebooks it was worth {_range(theirs)} points."]
+
+
+# Compute, provenance, limits
+
+
+def compute(runs: pd.DataFrame) -> list[str]:
+    """What everything cost, and how kernel and patch change the speed of training."""
+    done = runs[runs["status"] == "done"]
+    if done.empty:
+        return []
+    machines = sorted({_machine(record["environment"]) for record in done["record"]})
+    hours = done["seconds"].sum() / 3600
+    said = [f"{_count(len(done), 'run')} took {_hours(hours)} in all, on {' and '.join(machines)}."]
+    speed = tables.compute_by_setting(runs).dropna(subset=["images_per_second"]).set_index("setting")
+    for what, ends in (("kernel", "k"), ("patch", "p")):
+        names = [name for name in tables.ablation(runs, what) if name in speed.index]
+        if len(names) > 1:
+            low, high = speed.loc[names[0]], speed.loc[names[-1]]
+            ratio = high["images_per_second"] / low["images_per_second"]
+            said.append(
+                f"{ends}={high[what]:.0f} trains {high['images_per_second']:,.0f} images a second, {_times(ratio)} "
+                f"as many as {ends}={low[what]:.0f}."
+            )
+    if len(machines) > 1:
+        said.append("Times of different machines stand side by side here: they cannot be compared.")
+    return said
+
+
+def provenance(runs: pd.DataFrame) -> list[str]:
+    """Whether all records come from one commit, unchanged, and one set of data."""
+    done = runs.loc[runs["status"] == "done", "record"]
+    if done.empty:
+        return []
+    commits = sorted({str(record["environment"].get("commit"))[:12] for record in done})
+    dirty = sum(bool(record["environment"].get("dirty")) for record in done)
+    one = "one commit" if len(commits) == 1 else f"{len(commits)} commits"
+    said = [f"The records come from {one} ({', '.join(f'`{commit}`' for commit in commits)})."]
+    if dirty:
+        said.append(f"{dirty} of {len(done)} were made with uncommitted changes, which the commit does not hold.")
+    return said
+
+
+def limits(study: Study, runs: pd.DataFrame) -> list[str]:
+    """What the number of seeds, the budget and the choice of weights leave open."""
+    done = runs[runs["status"] == "done"]
+    said = []
+    n = int(min((len(tables.by_seed(runs, s)) for names in done["settings"] for s in names), default=0))
+    near = min(paper.SEED_NOISE, key=lambda epochs: abs(epochs - study.base.epochs))
+    noise = paper.SEED_NOISE[near]
+    if n == 1:
+        said.append(
+            f"Seeds: where a setting has only one, it has no interval and no error bar. For scale, another CIFAR-10 "
+            f"network varied with the seed by a standard deviation of {noise:.2f} points after {near} epochs (Jordan, "
+            f"arXiv 2304.01910), which is {noise * 2**0.5:.2f} for the difference of two runs."
+        )
+    elif n > 1:
+        said.append(
+            f"Seeds: every finished setting has at least {n}. An interval over so few assumes that seeds vary "
+            f"normally; the smallest p of a sign-flip test over {n} seeds is {2.0 ** (1 - n):.2g}."
+        )
+    if len(done) < len(runs):
+        said.append(f"Runs: {len(done)} of {len(runs)} are finished; the others are not in these numbers.")
+    if study.base.epochs < paper.ORIGINAL_EPOCHS:
+        said.append(
+            f"Budget: {_count(study.base.epochs, 'epoch')} against the original's {paper.ORIGINAL_EPOCHS}. A setting "
+            "that learns slowly is at a disadvantage here that a longer training may remove."
+        )
+    said.append(
+        "Data and tuning: one data set, one family of networks, and one recipe for every setting; a setting that would "
+        "prefer another learning rate is not given it."
+    )
+    if study.base.select == "best_test":
+        said.append("Selection: the epoch is chosen on the test set, so every accuracy is biased upwards.")
+    return said
+
+
+# Wording
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
+
+
+def _value(row) -> str:
+    spread = f" ± {row['half']:.2f}" if row["n"] > 1 else ""
+    return f"{row['ours']:.2f}{spread} % (n={row['n']})"
+
+
+def _versus(difference: float) -> str:
+    return f"{abs(difference):.2f} points {'below' if difference < 0 else 'above'}"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f} times" if ratio < 10 else f"{ratio:.0f} times"
+
+
+def _range(values) -> str:
+    low, high = _signed(min(values)), _signed(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _p(p: float) -> str:
+    return f"= {p:.2g}" if p >= 1e-4 else "< 0.0001"
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.2f}".replace("-", "−")
+
+
+def _hours(hours: float) -> str:
+    return f"{hours * 60:.1f} minutes" if hours < 2 else f"{hours:.1f} hours"
+
+
+def _doubt(n: int) -> str:
+    return " With one seed, another could reverse a small gap." if n == 1 else ""
+
+
+def _machine(environment: dict) -> str:
+    name = environment.get("gpu") or environment.get("cpu") or "an unnamed processor"
+    return name if environment.get("gpu") else f"{name} ({environment.get('threads', '?')} threads)"
