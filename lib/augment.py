@@ -11,19 +11,20 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from scipy.special import ndtri
-from torch import Tensor
 
 from lib import native, randaugment
-from lib.draws import Purpose, order, philox, uniform
+from lib.draws import Purpose, uniform
 from lib.randaugment import OP, Filter
-
-__all__ = ["Augment", "Plan", "Recipe", "mix", "normalise", "order"]
 
 PADDING = 4  # pixels by which crops may reach over the border
 SMALLEST = 8  # pixels; a reflected crop needs more than PADDING
+# Erased rectangles: range of the share of the area, range of height / width.
+HOLES = {
+    "zero": ((0.02, 0.33), (0.3, 3.3)),  # torchvision's defaults
+    "pixel": ((0.02, 1 / 3), (0.3, 1 / 0.3)),  # timm's
+}
 BANK = 2**20  # places in the normal numbers that "pixel" erasing reads from
 
 
@@ -107,25 +108,12 @@ class Augment:
             places = np.floor(draw(Purpose.CROP, 2) * (2 * PADDING + 1)) - PADDING
             frames["top"], frames["left"] = places.T
         elif recipe.crop == "resized":
-            u = draw(Purpose.CROP, 23)
-            ratio = recipe.crop_ratio
-            top, left, h, w = _rectangles(u, height, width, (recipe.crop_scale, 1), (1 / ratio, ratio), (height, width))
-            # Ten tries without one that fits: the largest part in the middle that has an allowed shape.
-            large = min(height, round(width * ratio)), min(width, round(height * ratio))
-            missed = h == 0
-            frames["height"], frames["width"] = np.where(missed, large[0], h), np.where(missed, large[1], w)
-            frames["top"] = np.where(missed, (height - large[0]) // 2, top)
-            frames["left"] = np.where(missed, (width - large[1]) // 2, left)
-            # torchvision's default is bilinear, timm's a random choice.
-            frames["filter"] = randaugment.either(u[:, 22]) if policy.library == "timm" else Filter.BILINEAR
+            self._draw_windows(frames, draw(Purpose.CROP, 23))
         if recipe.flip:
             frames["flip"] = draw(Purpose.FLIP, 1)[:, 0] < 0.5
         if recipe.erasing > 0:
             u = draw(Purpose.ERASING, 24)
-            area, aspect = (
-                ((0.02, 0.33), (0.3, 3.3)) if recipe.erasing_mode == "zero" else ((0.02, 1 / 3), (0.3, 1 / 0.3))
-            )
-            hole = _rectangles(u, height, width, area, aspect, (height - 1, width - 1))
+            hole = _rectangles(u, height, width, *HOLES[recipe.erasing_mode], (height - 1, width - 1))
             frames["hole"] = np.where(u[:, 22] < recipe.erasing, hole, 0).T
             frames["noise"] = u[:, 23] * BANK
 
@@ -135,6 +123,19 @@ class Augment:
         if recipe.jitter > 0:
             ops.append(randaugment.draw_jitter(recipe.jitter, draw(Purpose.JITTER, 4)))
         return Plan(frames, np.concatenate(ops, axis=1))
+
+    def _draw_windows(self, frames: np.ndarray, u: np.ndarray) -> None:
+        """RandomResizedCrop, from u (N, 23)."""
+        height, width = self.images.shape[1:3]
+        ratio = self.recipe.crop_ratio
+        drawn = _rectangles(u, height, width, (self.recipe.crop_scale, 1), (1 / ratio, ratio), (height, width))
+        # Ten tries without one that fits: the largest part in the middle that has an allowed shape.
+        h, w = min(height, round(width * ratio)), min(width, round(height * ratio))
+        middle = (height - h) // 2, (width - w) // 2, h, w
+        for name, tried, otherwise in zip(("top", "left", "height", "width"), drawn, middle, strict=True):
+            frames[name] = np.where(drawn[2] > 0, tried, otherwise)
+        # torchvision's default is bilinear, timm's a random choice.
+        frames["filter"] = randaugment.either(u[:, 22]) if self.policy.library == "timm" else Filter.BILINEAR
 
     def batch(self, plan: Plan, indices: np.ndarray) -> np.ndarray:
         """The images named by `indices` (B,), as `plan` has them: float32 (B, H, W, 3), C-contiguous, normalised."""
@@ -219,48 +220,3 @@ def _rectangles(u: np.ndarray, height: int, width: int, area, aspect, largest) -
     h, w = np.where(fits[first], h[first], 0), np.where(fits[first], w[first], 0)  # (N,)
     top, left = np.floor(u[:, 20] * (height - h + 1)), np.floor(u[:, 21] * (width - w + 1))
     return np.where(h > 0, top, 0), np.where(h > 0, left, 0), h, w
-
-
-def mix(
-    images: Tensor, labels: Tensor, recipe: Recipe, seed: int, epoch: int, batch: int, classes: int = 10
-) -> tuple[Tensor, Tensor]:
-    """Mixup (arXiv 1710.09412) or CutMix (arXiv 1905.04899) of a batch, as timm's Mixup does it in batch mode.
-
-    images (B, C, H, W), labels (B,) of int64, on any device; `batch` is the batch's number in its epoch. Gives new
-    images and float32 targets (B, classes), smoothed; one strength for the whole batch, each image with its mirror
-    in the batch: the first with the last, and in an odd batch the one in the middle with itself.
-    """
-    lam, box = _draw_mix(recipe, seed, epoch, batch, *images.shape[-2:])
-    if box is not None:
-        rows, columns = box
-        mixed = images.clone()
-        mixed[..., rows, columns] = images.flip(0)[..., rows, columns]
-    else:
-        mixed = images if lam == 1 else images.mul(lam).add_(images.flip(0).mul_(1 - lam))
-    off = recipe.label_smoothing / classes
-    targets = torch.full((len(labels), classes), off, device=images.device)
-    targets.scatter_(1, labels[:, None], 1 - recipe.label_smoothing + off)
-    return mixed, targets if lam == 1 else targets * lam + targets.flip(0) * (1 - lam)
-
-
-def _draw_mix(
-    recipe: Recipe, seed: int, epoch: int, batch: int, height: int, width: int
-) -> tuple[float, tuple[slice, slice] | None]:
-    """The share that each image keeps, and for CutMix the (rows, columns) that come from its partner."""
-    random = np.random.Generator(philox(seed, epoch, Purpose.MIX, batch))
-    gate, switch, y, x = random.random(4)
-    if gate >= recipe.mix_prob or recipe.mixup == recipe.cutmix == 0:
-        return 1.0, None
-    cut = recipe.cutmix > 0 and (recipe.mixup == 0 or switch < 0.5)
-    alpha = recipe.cutmix if cut else recipe.mixup
-    lam = float(random.beta(alpha, alpha))
-    if not cut:
-        return lam, None
-    # A box of the image's shape around a random pixel, less what lies outside: lam is what it really leaves.
-    slices, area = [], 1
-    for size, at in ((height, int(y * height)), (width, int(x * width))):
-        side = int(size * math.sqrt(1 - lam))
-        low, high = max(0, at - side // 2), min(size, at + (side + 1) // 2)
-        slices.append(slice(low, high))
-        area *= high - low
-    return 1 - area / (height * width), tuple(slices)

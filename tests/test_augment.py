@@ -18,8 +18,9 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms as tv
 from torchvision.transforms import InterpolationMode, autoaugment, functional
 
-from lib import augment, draws, native, randaugment
-from lib.augment import FRAME, Augment, Plan, Recipe, mix, normalise, order
+from lib import augment, draws, mix, native, randaugment
+from lib.augment import FRAME, Augment, Plan, Recipe, normalise
+from lib.draws import order
 from lib.randaugment import OP, Code
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
@@ -458,6 +459,13 @@ def test_one_augmentation_leaves_the_draws_of_the_others():
     assert (with_all.frames["flip"] != without.frames["flip"]).any()
 
 
+def test_streams_are_apart():
+    """Every purpose, seed, epoch and batch has numbers of its own; image by image, too."""
+    keys = [(s, e, p, b) for s in (0, 1, 2**32 - 1) for e in (0, 1) for p in draws.Purpose for b in (0, 1)]
+    words = np.concatenate([draws.philox(*key).random_raw(100) for key in keys])
+    assert len(np.unique(words)) == len(words) == 100 * len(keys)
+
+
 def test_order():
     first = order(0, 0, 1000)
     assert first.dtype == np.int64 and sorted(first) == list(range(1000))
@@ -475,7 +483,7 @@ def test_golden():
         maker = Augment(pictures(64), recipe, 1, MEAN, STD)
         digests[name] = hashlib.sha256(maker.batch(maker.plan(2), order(1, 2, 64))).hexdigest()[:16]
     recipe = Recipe(mixup=0.5, cutmix=0.5)
-    shares = [round(augment._draw_mix(recipe, 1, 2, batch, 32, 32)[0], 9) for batch in range(8)]
+    shares = [round(mix.draw(recipe, 1, 2, batch, 32, 32)[0], 9) for batch in range(8)]
     digests["mix"] = hashlib.sha256(repr(shares).encode()).hexdigest()[:16]
     assert digests == GOLDEN
 
@@ -533,9 +541,9 @@ def test_mix_is_timms(recipe, monkeypatch):
     for batch in range(60):
         monkeypatch.setattr(mixup, "np", SimpleNamespace(random=TimmRandom(1, 2, batch), sqrt=np.sqrt, clip=np.clip))
         expected, targets = oracle(images.clone(), labels)
-        mixed, soft = mix(images, labels, recipe, 1, 2, batch)
+        mixed, soft = mix.mix(images, labels, recipe, 1, 2, batch)
         assert torch.equal(mixed, expected) and torch.equal(soft, targets)
-        lam, box = augment._draw_mix(recipe, 1, 2, batch, 32, 32)
+        lam, box = mix.draw(recipe, 1, 2, batch, 32, 32)
         kinds.add("cut" if box else "mixed" if lam < 1 else "plain")
     possible = {"cut": recipe.cutmix > 0, "mixed": recipe.mixup > 0, "plain": recipe.mix_prob < 1}
     assert kinds == {kind for kind, can_be in possible.items() if can_be}
@@ -545,7 +553,7 @@ def test_mix_keeps_its_input_and_layout():
     images, labels = tensors(9)
     before = images.clone()
     for batch in range(12):
-        mixed, targets = mix(images, labels, BOTH, 0, 0, batch)
+        mixed, targets = mix.mix(images, labels, BOTH, 0, 0, batch)
         assert torch.equal(images, before)
         assert mixed.is_contiguous(memory_format=torch.channels_last) and mixed.dtype == torch.float32
         assert targets.shape == (9, 10) and torch.allclose(targets.sum(1), torch.ones(9))
@@ -558,7 +566,7 @@ def test_mix_targets_weigh_the_pixels():
     """CutMix: the share of a label is the share of pixels of its image, also where the border clips the box."""
     images = torch.arange(8.0)[:, None, None, None].expand(8, 3, 32, 32)
     for batch in range(40):
-        mixed, targets = mix(images, torch.arange(8), Recipe(cutmix=1.0), 0, 0, batch)
+        mixed, targets = mix.mix(images, torch.arange(8), Recipe(cutmix=1.0), 0, 0, batch)
         kept = (mixed[:, 0] == images[:, 0]).float().mean((1, 2))
         assert torch.allclose(targets[torch.arange(8), torch.arange(8)], kept, atol=1e-6)
 
@@ -566,14 +574,14 @@ def test_mix_targets_weigh_the_pixels():
 def test_mix_draws():
     """How often, which of the two, and how much: alpha reaches the Beta distribution."""
     recipe = Recipe(mixup=0.4, cutmix=1.0, mix_prob=0.6)
-    drawn = [augment._draw_mix(recipe, 0, 1, batch, 32, 32) for batch in range(6000)]
+    drawn = [mix.draw(recipe, 0, 1, batch, 32, 32) for batch in range(6000)]
     mixed = [lam for lam, box in drawn if box is None and lam != 1]
     cut = [box for _, box in drawn if box is not None]
     assert frequencies_same([len(mixed), len(cut), 6000 - len(mixed) - len(cut)], [0.3, 0.3, 0.4])
     assert stats.kstest(mixed, stats.beta(0.4, 0.4).cdf).pvalue > 1e-4
     assert stats.kstest(mixed, stats.beta(0.6, 0.6).cdf).pvalue < 1e-4
-    assert augment._draw_mix(Recipe(), 0, 0, 0, 32, 32) == (1.0, None)
-    assert augment._draw_mix(recipe, 0, 1, 3, 32, 32) == drawn[3] != augment._draw_mix(recipe, 0, 2, 3, 32, 32)
+    assert mix.draw(Recipe(), 0, 0, 0, 32, 32) == (1.0, None)
+    assert mix.draw(recipe, 0, 1, 3, 32, 32) == drawn[3] != mix.draw(recipe, 0, 2, 3, 32, 32)
 
 
 # ---- Wrong input ----
