@@ -17,8 +17,12 @@ class Purpose(IntEnum):
 
 
 def philox(seed: int, epoch: int, purpose: Purpose, batch: int = 0) -> np.random.Philox:
-    """The generator for one purpose in one epoch (and one batch); streams of different arguments never overlap."""
-    return np.random.Philox(key=[seed, epoch], counter=[0, 0, batch, purpose])
+    """The generator for one purpose in one epoch (and one batch); streams of different arguments never overlap.
+
+    seed, epoch, batch: from 0 to 2^64 - 1, OverflowError otherwise.
+    """
+    words = np.array([seed, epoch, 0, 0, batch, purpose], np.uint64)  # a list would pass through float64
+    return np.random.Philox(key=words[:2], counter=words[2:])
 
 
 def uniform(seed: int, epoch: int, purpose: Purpose, rows: int, columns: int) -> np.ndarray:

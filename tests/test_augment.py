@@ -461,9 +461,11 @@ def test_one_augmentation_leaves_the_draws_of_the_others():
 
 def test_streams_are_apart():
     """Every purpose, seed, epoch and batch has numbers of its own; image by image, too."""
-    keys = [(s, e, p, b) for s in (0, 1, 2**32 - 1) for e in (0, 1) for p in draws.Purpose for b in (0, 1)]
+    keys = [(s, e, p, b) for s in (0, 1, 2**64 - 2, 2**64 - 1) for e in (0, 1) for p in draws.Purpose for b in (0, 1)]
     words = np.concatenate([draws.philox(*key).random_raw(100) for key in keys])
     assert len(np.unique(words)) == len(words) == 100 * len(keys)
+    with pytest.raises(OverflowError):
+        draws.philox(-1, 0, draws.Purpose.CROP)
 
 
 def test_order():

@@ -1,0 +1,56 @@
+"""Mixup (Zhang et al., arXiv 1710.09412) and CutMix (Yun et al., arXiv 1905.04899) of whole batches, as in timm."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib.augment import Recipe
+from lib.draws import Purpose, philox
+
+
+def mix(
+    images: Tensor, labels: Tensor, recipe: Recipe, seed: int, epoch: int, batch: int, classes: int = 10
+) -> tuple[Tensor, Tensor]:
+    """The batch mixed (or not) as its draws say, and its soft targets: timm's Mixup in batch mode.
+
+    images (B, C, H, W), labels (B,) of int64, on any device; `batch` is the batch's number in its epoch. Gives images
+    (those given where nothing is mixed; they are never written to) and float32 targets (B, classes), smoothed. One
+    strength for the whole batch; partners are the first image and the last, the second and the last but one, and in
+    an odd batch the middle one and itself.
+    """
+    lam, box = draw(recipe, seed, epoch, batch, *images.shape[-2:])
+    if box is not None:
+        rows, columns = box
+        mixed = images.clone()
+        mixed[..., rows, columns] = images.flip(0)[..., rows, columns]
+    else:
+        mixed = images if lam == 1 else images.mul(lam).add_(images.flip(0).mul_(1 - lam))
+    off = recipe.label_smoothing / classes
+    targets = torch.full((len(labels), classes), off, device=images.device)
+    targets.scatter_(1, labels[:, None], 1 - recipe.label_smoothing + off)
+    return mixed, targets if lam == 1 else targets * lam + targets.flip(0) * (1 - lam)
+
+
+def draw(
+    recipe: Recipe, seed: int, epoch: int, batch: int, height: int, width: int
+) -> tuple[float, tuple[slice, slice] | None]:
+    """The share that each image keeps, and for CutMix the (rows, columns) that come from its partner."""
+    random = np.random.Generator(philox(seed, epoch, Purpose.MIX, batch))
+    gate, switch, y, x = random.random(4)
+    if gate >= recipe.mix_prob or recipe.mixup == recipe.cutmix == 0:
+        return 1.0, None
+    cut = recipe.cutmix > 0 and (recipe.mixup == 0 or switch < 0.5)
+    alpha = recipe.cutmix if cut else recipe.mixup
+    lam = float(random.beta(alpha, alpha))
+    if not cut:
+        return lam, None
+    # A box of the image's shape around a random pixel, less what lies outside: lam is what it really leaves.
+    slices, area = [], 1
+    for size, at in ((height, int(y * height)), (width, int(x * width))):
+        side = int(size * math.sqrt(1 - lam))
+        low, high = max(0, at - side // 2), min(size, at + (side + 1) // 2)
+        slices.append(slice(low, high))
+        area *= high - low
+    return 1 - area / (height * width), tuple(slices)
