@@ -57,20 +57,18 @@ static void FN(convolve)(const vf *tile, const vf *taps, const FN(shape) *s, vf 
     for (; unit < s->units; unit++) FN(convolve_columns)(tile, taps, s, bias, add, y, dim, unit, 1);
 }
 
-// Shifted sums of GELU(y) over some pixels: sound where the mean is large beside the spread.
+// Shifted sums of GELU(y) over some pixels, LANES channels: sound where the mean is large beside the spread.
 // to[0] = the shift, to[dim] = sum(g - shift), to[2 dim] = sum((g - shift)^2).
 static void FN(sum_gelu)(float *to, const T *y, long pixels, long dim) {
-    for (long c = 0; c < dim; c += LANES) {
-        vf shift = FN(gelu)(LOAD(y + c)), first = splat(0), second = splat(0);
-        for (long p = 0; p < pixels; p++) {
-            vf g = FN(gelu)(LOAD(y + p * dim + c)) - shift;
-            first += g;
-            second += g * g;
-        }
-        store_f32(to + c, shift);
-        store_f32(to + dim + c, first);
-        store_f32(to + 2 * dim + c, second);
+    vf shift = FN(gelu)(LOAD(y)), first = splat(0), second = splat(0);
+    for (long p = 0; p < pixels; p++) {
+        vf g = FN(gelu)(LOAD(y + p * dim)) - shift;
+        first += g;
+        second += g * g;
     }
+    store_f32(to, shift);
+    store_f32(to + dim, first);
+    store_f32(to + 2 * dim, second);
 }
 
 static void FN(mix_forward_work)(void *context, long begin, long end, int thread) {
@@ -87,27 +85,21 @@ static void FN(mix_forward_work)(void *context, long begin, long end, int thread
         const vf *taps = pass->taps + slab * s->kernel * s->taps * UNIT;
         FN(convolve)(tile, taps, s, load_f32(a->mix_bias + slab * LANES), NULL, (T *)a->y + at, dim);
         if (!pass->partial) continue;
-        float *to = pass->partial + b * 3 * dim + slab * LANES;
-        const T *y = (const T *)a->y + at;
-        vf shift = FN(gelu)(LOAD(y)), first = splat(0), second = splat(0);
-        for (long p = 0; p < image; p++) {
-            vf g = FN(gelu)(LOAD(y + p * dim)) - shift;
-            first += g;
-            second += g * g;
-        }
-        store_f32(to, shift);
-        store_f32(to + dim, first);
-        store_f32(to + 2 * dim, second);
+        FN(sum_gelu)(pass->partial + b * 3 * dim + slab * LANES, (const T *)a->y + at, image, dim);
     }
 }
 
-// z = scale1 GELU(y) + shift1 + x for some pixels, or the patches themselves (y is NULL).
+// z = scale1 GELU(y) + shift1 + x of one pixel and LANES channels, or the patch itself (y is NULL).
+INLINE vf FN(z_at)(const T *x, const T *y, const float *scale, const float *shift) {
+    vf z = LOAD(x);
+    return y ? load_f32(scale) * FN(gelu)(LOAD(y)) + load_f32(shift) + z : z;
+}
+
 static void FN(make_z)(FN(cell) *z, const T *x, const T *y, const float *scale, const float *shift, long rows, long dim) {
     for (long p = 0; p < rows; p++)
         for (long c = 0; c < dim; c += LANES) {
-            vf value = LOAD(x + p * dim + c);
-            if (y) value += load_f32(scale + c) * FN(gelu)(LOAD(y + p * dim + c)) + load_f32(shift + c);
-            STORE_CELL(z + p * dim + c, value);
+            long at = p * dim + c;
+            STORE_CELL(z + at, FN(z_at)(x + at, y ? y + at : NULL, scale + c, shift + c));
         }
 }
 
@@ -129,7 +121,8 @@ static void FN(lift_forward_work)(void *context, long begin, long end, int threa
         T *u = (T *)a->u + from * a->dim;
         FN(make_z)(z, x, y, pass->scale1, pass->shift1, rows, a->inputs);
         FN(product)(z, rows, a->inputs / UNIT, pass->weight, a->lift_bias, u, a->dim);
-        if (pass->partial) FN(sum_gelu)(pass->partial + panel * 3 * a->dim, u, rows, a->dim);
+        for (long c = 0; c < a->dim && pass->partial; c += LANES)
+            FN(sum_gelu)(pass->partial + panel * 3 * a->dim + c, u + c, rows, a->dim);
     }
 }
 
@@ -234,6 +227,35 @@ static void FN(sum_backward_work)(void *context, long begin, long end, int threa
     }
 }
 
+// du of one pixel and LANES channels: BatchNorm's gradient, then GELU's.
+INLINE vf FN(through_norm_and_gelu)(const T *d, const T *in, const float *by_d, const float *by_g, const float *constant) {
+    vf x = LOAD(in);
+    return (load_f32(by_d) * LOAD(d) + load_f32(by_g) * FN(gelu)(x) + load_f32(constant)) * FN(slope)(x);
+}
+
+// The sums of a panel in units, for each of dim channels.
+static void FN(sum_units)(float *to, const vf *units, long dim) {
+    for (long c = 0; c < dim; c += LANES) {
+        vf total = splat(0), one = FN(unit)(splat(1), splat(1));
+        for (long p = 0; p < FN(PAIRS); p++) total = FN(dot)(total, *units++, one);
+        store_f32(to + c, total);
+    }
+}
+
+// Sums over pixels of d and of d (GELU(in) - mean), for each channel.
+static void FN(sum_products)(float *plain, float *times, const T *d, const T *in, const float *mean, long rows, long dim) {
+    for (long c = 0; c < dim; c += LANES) {
+        vf first = splat(0), second = splat(0), middle = load_f32(mean + c);
+        for (long p = 0; p < rows; p++) {
+            vf value = LOAD(d + p * dim + c);
+            first += value;
+            second += value * (FN(gelu)(LOAD(in + p * dim + c)) - middle);
+        }
+        store_f32(plain + c, first);
+        store_f32(times + c, second);
+    }
+}
+
 // Pass 2: du, then dz = du W, and what a panel adds to the gradients of W, its bias and the first BatchNorm.
 static void FN(lift_backward_work)(void *context, long begin, long end, int thread) {
     FN(pass) *pass = context;
@@ -247,57 +269,69 @@ static void FN(lift_backward_work)(void *context, long begin, long end, int thre
         long from = panel * PANEL, rows = least(PANEL, pass->pixels - from);
         const T *dout = (const T *)a->dout + from * dim, *u = (const T *)a->u + from * dim;
         const T *x = (const T *)a->x + from * in, *y = a->kernel ? (const T *)a->y + from * in : NULL;
-        float *d_bias = pass->partial + panel * 3 * dim, *plain = d_bias + dim, *times = plain + dim;
-        memset(d_bias, 0, 3 * dim * sizeof(float));
         if (rows < PANEL) {
             memset(du_units, 0, dim * PANEL * 4);
             memset(z_units, 0, in * PANEL * 4);
         }
         for (long p = 0; p < rows; p += UNIT) {
+            const int both = UNIT == 2 && p + 1 < rows;
             for (long c = 0; c < dim; c += LANES) {
-                vf du[2] = {splat(0), splat(0)};
-                for (int half = 0; half < UNIT && p + half < rows; half++) {
-                    long at = (p + half) * dim + c;
-                    vf raw = LOAD(u + at), v = FN(gelu)(raw), slope = FN(slope)(raw);
-                    vf dv = load_f32(by_dout + c) * LOAD(dout + at) + load_f32(by_v + c) * v + load_f32(constant + c);
-                    du[half] = dv * slope;
-                    STORE_CELL(du_rows + at, du[half]);
+                long at = p * dim + c, next = at + dim;
+                vf first = FN(through_norm_and_gelu)(dout + at, u + at, by_dout + c, by_v + c, constant + c), second = splat(0);
+                STORE_CELL(du_rows + at, first);
+                if (both) {
+                    second = FN(through_norm_and_gelu)(dout + next, u + next, by_dout + c, by_v + c, constant + c);
+                    STORE_CELL(du_rows + next, second);
                 }
-                du_units[c / LANES * FN(PAIRS) + p / UNIT] = FN(unit)(du[0], du[1]);
-                store_f32(d_bias + c, load_f32(d_bias + c) + du[0] + du[1]);
+                du_units[c / LANES * FN(PAIRS) + p / UNIT] = FN(unit)(first, second);
             }
             for (long c = 0; c < in; c += LANES) {
-                vf z[2] = {splat(0), splat(0)};
-                for (int half = 0; half < UNIT && p + half < rows; half++) {
-                    long at = (p + half) * in + c;
-                    z[half] = LOAD(x + at);
-                    if (y) z[half] += load_f32(pass->scale1 + c) * FN(gelu)(LOAD(y + at)) + load_f32(pass->shift1 + c);
-                }
-                z_units[c / LANES * FN(PAIRS) + p / UNIT] = FN(unit)(z[0], z[1]);
+                long at = p * in + c, next = at + in;
+                vf first = FN(z_at)(x + at, y ? y + at : NULL, pass->scale1 + c, pass->shift1 + c), second = splat(0);
+                if (both) second = FN(z_at)(x + next, y ? y + next : NULL, pass->scale1 + c, pass->shift1 + c);
+                z_units[c / LANES * FN(PAIRS) + p / UNIT] = FN(unit)(first, second);
             }
         }
+        float *d_bias = pass->partial + panel * 3 * dim, *plain = d_bias + dim, *times = plain + dim;
+        FN(sum_units)(d_bias, du_units, dim);
         FN(accumulate)(du_units, z_units, gradient, dim, in);
         if (!pass->dz) continue;
         T *dz = (T *)pass->dz + from * in;
         FN(product)(du_rows, rows, dim / UNIT, pass->weight, NULL, dz, in);
-        if (!y) continue;
-        for (long p = 0; p < rows; p++)
-            for (long c = 0; c < in; c += LANES) {
-                vf d = LOAD(dz + p * in + c), g = FN(gelu)(LOAD(y + p * in + c));
-                store_f32(plain + c, load_f32(plain + c) + d);
-                store_f32(times + c, load_f32(times + c) + d * (g - load_f32(a->norm1.mean + c)));
-            }
+        if (y) FN(sum_products)(plain, times, dz, y, a->norm1.mean, rows, in);
     }
+}
+
+// dy of LANES channels of an image, three times: in a padded tile, and without side padding in even and odd units.
+// Returns its sum.
+static vf FN(fill_dy)(vf *tile, vf *even, vf *odd, long dy_row, const T *dz, const T *y, const float *coef, long dim,
+                      const FN(shape) *s) {
+    const float *by_g = coef + dim, *constant = by_g + dim;
+    vf total = splat(0);
+    for (long h = 0; h < s->height; h++) {
+        vf before = splat(0), *e = even + h * dy_row, *o = odd + h * dy_row, *t = tile + h * s->row + s->left;
+        for (long w = 0; w < s->width; w += UNIT) {
+            long at = (h * s->width + w) * dim, next = at + dim;
+            vf first = FN(through_norm_and_gelu)(dz + at, y + at, coef, by_g, constant), second = splat(0);
+            if (UNIT == 2 && w + 1 < s->width) second = FN(through_norm_and_gelu)(dz + next, y + next, coef, by_g, constant);
+            total += UNIT == 2 ? first + second : first;
+            *e++ = *t++ = FN(unit)(first, second);
+            if (UNIT == 2) *o++ = FN(unit)(before, first);
+            before = second;
+        }
+        if (UNIT == 2) *o = FN(unit)(before, splat(0));
+    }
+    return total;
 }
 
 // Pass 3: dy, then dx = its convolution with the flipped kernel + dz, and the gradients of the kernel and its bias.
 static void FN(mix_backward_work)(void *context, long begin, long end, int thread) {
-    enum { GUARD = 2 };
+    enum { GUARD = 2 };  // rows of zeros above and below dy
     FN(pass) *pass = context;
     const layer *a = pass->a;
     const FN(shape) *s = &pass->shape;
     long dim = a->dim, slabs = dim / LANES, image = s->height * s->width, kk = s->kernel * s->kernel;
-    long dy_row = s->units + UNIT - 1 + 1, dy_size = (s->height + 2 * GUARD) * dy_row;
+    long dy_row = s->units + UNIT, dy_size = (s->height + 2 * GUARD) * dy_row;
     size_t tile_size = s->height * s->row * sizeof(vf);
     vf *x_tile = scratch(1, tile_size), *dy_tile = scratch(2, tile_size);
     vf *even = scratch(3, dy_size * sizeof(vf)), *odd = scratch(4, dy_size * sizeof(vf));
@@ -305,33 +339,16 @@ static void FN(mix_backward_work)(void *context, long begin, long end, int threa
     memset(dy_tile, 0, tile_size);
     memset(even, 0, dy_size * sizeof(vf));
     memset(odd, 0, dy_size * sizeof(vf));
-    const float *by_dz = pass->coef, *by_g = by_dz + dim, *constant = by_g + dim;
+    even += GUARD * dy_row;
+    odd += GUARD * dy_row;
     for (long task = begin; task < end; task++) {
         long b = task / slabs, slab = task % slabs, c = slab * LANES, at = b * image * dim + c;
+        const T *dz = pass->dz + at;
         FN(fill_tile)(x_tile, (const T *)a->x + at, s, dim);
-        vf by_d = load_f32(by_dz + c), by = load_f32(by_g + c), always = load_f32(constant + c), total = splat(0);
-        for (long h = 0; h < s->height; h++) {
-            vf before = splat(0);
-            vf *e = even + (h + GUARD) * dy_row, *o = odd + (h + GUARD) * dy_row, *t = dy_tile + h * s->row + s->left;
-            for (long j = 0; j < s->units; j++) {
-                vf dy[2] = {splat(0), splat(0)};
-                for (int half = 0; half < UNIT && j * UNIT + half < s->width; half++) {
-                    long pixel = at + (h * s->width + j * UNIT + half) * dim;
-                    vf raw = LOAD((const T *)a->y + pixel), g = FN(gelu)(raw), slope = FN(slope)(raw);
-                    dy[half] = (by_d * LOAD(pass->dz + pixel) + by * g + always) * slope;
-                    total += dy[half];
-                }
-                e[j] = t[j] = FN(unit)(dy[0], dy[1]);
-                if (UNIT == 2) o[j] = FN(unit)(before, dy[0]);
-                before = dy[1];
-            }
-            if (UNIT == 2) o[s->units] = FN(unit)(before, splat(0));
-        }
-        float *partial = pass->partial + b * dim + c;
-        store_f32(partial, total);
-        FN(correlate)(x_tile, even + GUARD * dy_row, odd + GUARD * dy_row, s, dy_row,
-                      (vf *)(pass->sums + thread * dim * kk) + slab * kk);
-        FN(convolve)(dy_tile, pass->taps + slab * s->kernel * s->taps * UNIT, s, splat(0), pass->dz + at, (T *)a->dx + at, dim);
+        vf sum = FN(fill_dy)(dy_tile, even, odd, dy_row, dz, (const T *)a->y + at, pass->coef + c, dim, s);
+        store_f32(pass->partial + b * dim + c, sum);
+        FN(correlate)(x_tile, even, odd, s, dy_row, (vf *)(pass->sums + thread * dim * kk) + slab * kk);
+        FN(convolve)(dy_tile, pass->taps + slab * s->kernel * s->taps * UNIT, s, splat(0), dz, (T *)a->dx + at, dim);
     }
 }
 
