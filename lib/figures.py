@@ -62,13 +62,14 @@ def workflow(study: Study, runs: pd.DataFrame) -> Figure:
     digests = sorted({record["data_digest"] for record in runs["record"].dropna()})
     base = study.base
     training = base.train_size or TRAIN_IMAGES - base.val_size
+    seeds = "seed" if len(study.seeds) == 1 else "seeds"
     counts = f"{training:,} training, {base.val_size:,} validation, {paper.TEST_IMAGES:,} test images"
     params, shown = studies.PARAMS.relative_to(root), folder.relative_to(records.REPORTS.parent)
     stages = [
         ("CIFAR-10", [counts, *(f"digest {digest[:24]}…" for digest in digests)]),
         ("Parameters", [f"{params}/studies/{study.name}.yaml", f"{params}/settings/: {len(settings)} settings"]),
-        ("Runs", ["papermill, notebooks/train.ipynb, lib/", f"{len(settings)} settings × {len(study.seeds)} seeds"
-                  f", {len(study.runs)} different runs"]),
+        ("Runs", ["papermill, notebooks/train.ipynb, lib/", f"{len(settings)} settings × {len(study.seeds)} {seeds}:"
+                  f" {len(study.runs)} different runs"]),
         ("Records", [f"{shown}/runs/<run>/{records.RESULT}", f"{done} of {len(runs)} runs are finished"]),
         ("Summary", ["notebooks/summary.ipynb", "lib/tables.py, lib/stats.py, lib/figures.py, lib/words.py"]),
         ("Report", [f"{shown}/index.html", "figures/ (PNG, SVG) and tables/ (CSV) beside it"]),
@@ -163,7 +164,8 @@ def _ablation(runs: pd.DataFrame, table: pd.DataFrame, what: str) -> Figure:
         below.plot(table.index, table[column] - table.loc[first, column], **look)
     names = [f"{what[0]}={size:.0f}" for size in table[what]]
     below.axhline(0, color=GREY, linewidth=0.8, zorder=0)
-    below.set_xticks(table.index, names)
+    empty = ["" if n else "\nno result" for n in table["n"]]
+    below.set_xticks(table.index, [name + note for name, note in zip(names, empty, strict=True)])
     below.set(xlabel=f"{what} size", ylabel=f"change from {names[first]} (points)")
     above.set(ylabel="test accuracy (%)")
     _say_floor(above)

@@ -42,7 +42,7 @@ COLUMNS = {
 OPTIONAL = ("p", "smallest_p", "images_p", "reason", "published")  # left out of the page where they are empty
 WORDS = ("part", "run", "settings", "setting", "step", "status", "reason", "parameter", "as_written", "here",
          "fact", "value", "published", "train_batch", "test_batch")  # fmt: skip
-SHORT = ("part", "setting", "step", "fact", "parameter")  # never broken over two lines
+SHORT = ("part", "run", "setting", "step", "fact", "parameter")  # never broken over two lines
 
 
 def say(*sentences: str) -> None:

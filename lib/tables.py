@@ -68,7 +68,10 @@ def by_seed(runs: pd.DataFrame, setting: str) -> dict[int, float]:
 
 
 def status(rows: pd.DataFrame) -> str:
-    """What became of the runs of a setting: done, or in words how many are and what the others are."""
+    """What became of the runs of a setting: done, or in words how many are and what the others are.
+
+    Why a record was refused is long: every_run has it.
+    """
     if rows.empty:
         return "not in this study"
     done, left = rows[rows["status"] == "done"], rows[rows["status"] != "done"]
@@ -81,7 +84,7 @@ def status(rows: pd.DataFrame) -> str:
 
 
 def _state(row) -> str:
-    return f"{row.status}: {row.reason}" if row.reason else row.status
+    return f"{row.status}: {row.reason}" if row.reason and row.status != "refused" else row.status
 
 
 def _size(setting: str) -> float:

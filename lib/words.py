@@ -22,7 +22,7 @@ CHOICE = {
 def short(study: Study, runs: pd.DataFrame) -> list[str]:
     """The report in a few sentences: what is there, the baseline, both trends, the cost."""
     said = [*progress(study, runs), *baseline(runs)[:1]]
-    for what in ("kernel", "patch"):
+    for what in ("kernel", "patch") if (runs["status"] == "done").any() else ():
         said += [
             f"{what.capitalize()} size: {sentence[0].lower()}{sentence[1:]}" for sentence in ablation(runs, what)[:1]
         ]
@@ -139,7 +139,7 @@ def ablation(runs: pd.DataFrame, what: str) -> list[str]:
     table = (tables.kernel if what == "kernel" else tables.patch)(runs)
     ours = table[table["n"] > 0]
     if len(ours) < 2:
-        return []
+        return [f"Fewer than two {what} sizes have a finished run, so there is nothing to compare yet."]
     sign = 1 if what == "kernel" else -1
     steps = tables.steps(runs, what, list(ours["setting"]))
     steps = steps[steps["n"] > 0]
@@ -155,11 +155,11 @@ def ablation(runs: pd.DataFrame, what: str) -> list[str]:
     elif len(steps) == len(table) - 1:
         said = [f"The order is as predicted: {expected} at every step ({seeds})."]
     else:
-        said = [f"Where settings have a common seed the order is as predicted: {expected} ({seeds})."]
-    return said + _certainty(runs, ours, steps, sign) + _largest(steps, len(table) - 1, sign)
+        said = [f"As far as there are runs to compare, the order is as predicted: {expected} ({seeds})."]
+    return said + _certainty(runs, ours, steps, sign, against.empty) + _largest(steps, len(table) - 1, sign)
 
 
-def _certainty(runs: pd.DataFrame, ours: pd.DataFrame, steps: pd.DataFrame, sign: int) -> list[str]:
+def _certainty(runs: pd.DataFrame, ours: pd.DataFrame, steps: pd.DataFrame, sign: int, ordered: bool) -> list[str]:
     """What the number of seeds allows to say about an order and its steps."""
     seeds = [tables.by_seed(runs, setting) for setting in ours["setting"]]
     common = sorted(set.intersection(*map(set, seeds)))
@@ -168,10 +168,11 @@ def _certainty(runs: pd.DataFrame, ours: pd.DataFrame, steps: pd.DataFrame, sign
     trend = stats.trend(sign * np.array([[values[seed] for values in seeds] for seed in common]))
     said = []
     if trend.n == 1:
-        if trend.levels >= 3:
+        said.append("With one seed, seed noise is not ruled out for any step.")
+        if ordered and trend.levels >= 3:
             said.append(
-                f"With one seed that is weak evidence: {trend.levels} settings in no order at all come out perfectly "
-                f"ordered once in {round(1 / trend.smallest_p)}, and seed noise is not ruled out for any step."
+                f"{trend.levels} settings that do not differ at all would come out in this order once in "
+                f"{round(1 / trend.smallest_p)}."
             )
         apart = steps[steps["images_p"] < 0.05]
         if steps["images_p"].notna().any():
@@ -204,6 +205,8 @@ def _largest(steps: pd.DataFrame, asked: int, sign: int) -> list[str]:
     """Which step changes most: here, in the study and in the original."""
     if len(steps) < asked or asked < 2:
         return []
+    if (sign * steps["difference"]).max() <= 0 or steps[["study_step", "original_step"]].isna().any(axis=None):
+        return []
     tops = [steps.loc[(sign * steps[c]).idxmax(), "step"] for c in ("difference", "study_step", "original_step")]
     return [
         f"The largest step in the predicted direction is {tops[0]}; the study's is {tops[1]}, the original's {tops[2]}."
@@ -226,7 +229,7 @@ def comparison(runs: pd.DataFrame) -> list[str]:
     ]
     alike, pairs = stats.same_order(table["ours"], table["original"])
     if pairs:
-        said.append(f"{alike} of {_count(pairs, 'pair')} of configurations are ordered as in the original.")
+        said.append(f"{alike} of {pairs} pairs of configurations are ordered as in the original.")
     return said
 
 
