@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lib.augment import Augment, Plan, Recipe, normalise
 from lib.download import Arrays
-from lib.params import Params
+from lib.params import ParameterError, Params
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # Per channel, over all pixels of the 50,000 training images, of values in 0..1.
@@ -32,8 +32,11 @@ def split(labels: np.ndarray, val_size: int, train_size: int, seed: int) -> tupl
 
 
 def recipe(p: Params) -> Recipe:
-    """The part of a run's parameters that says what is done to its training images."""
-    return Recipe(**{field.name: getattr(p, field.name) for field in dataclasses.fields(Recipe)})
+    """The part of a run's parameters that says what is done to its training images; ParameterError if it cannot be."""
+    try:
+        return Recipe(**{field.name: getattr(p, field.name) for field in dataclasses.fields(Recipe)})
+    except ValueError as error:
+        raise ParameterError(str(error)) from None
 
 
 def steps(images: int, batch_size: int) -> int:

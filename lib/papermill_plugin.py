@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from papermill.engines import NBClientEngine as Engine  # noqa: F401  what the entry point names; the usual engine
+from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
 from lib import records
@@ -26,12 +26,22 @@ NOTEBOOK = ROOT / "notebooks" / "train.ipynb"
 MENDABLE = ("ParameterError", "DataError", "RecordError", "OwnerError", "Locked", "TrainingError", "CheckpointError")
 
 
+class Engine(NBClientEngine):
+    """papermill's usual engine, without the kernel's warning of its unencrypted sockets on this machine."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, **options):
+        options.setdefault("extra_arguments", ["--log-level=ERROR"])
+        return super().execute_managed_notebook(nb_man, kernel_name, **options)
+
+
 def prepare(argv: list[str]) -> list[str]:
     """The command line as papermill should see it; SystemExit(2) for parameters that cannot be."""
     call, _ = _parser().parse_known_intermixed_args(argv[1:])
     if not call.paths or Path(call.paths[0]).resolve() != NOTEBOOK or call.help:
         return argv
     sys.excepthook = _one_line
+    papermill_engines.register(None, Engine)
     try:
         params = Params.of(**_parameters(call))
     except ParameterError as error:

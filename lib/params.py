@@ -204,6 +204,8 @@ def _check(p: Params) -> None:
         need(kind is not float or math.isfinite(getattr(p, name)), name, "give a finite number")
     for name, allowed in CHOICES.items():
         need(getattr(p, name) in allowed, name, f"give one of {', '.join(allowed)}")
+    forms = r"none|torchvision-\d{1,2}-\d{1,2}|rand-[a-z0-9.-]{1,40}"  # exactly: lib.randaugment.parse
+    need(bool(re.fullmatch(forms, p.randaugment)), "randaugment", "give none, torchvision-2-9 or a timm string")
     for name in ("kernel", "dim", "depth", "epochs", "batch_size", "test_batch_size"):
         need(getattr(p, name) >= 1, name, "give 1 or more")
     need(p.kernel <= 2 * IMAGE - 1, "kernel", f"larger than any image needs, give 1 to {2 * IMAGE - 1}")

@@ -24,7 +24,7 @@ import pandas as pd
 
 from lib import study as studies
 from lib.params import NUMERICS, Params, differences, run_name
-from lib.study import ROOT, Study
+from lib.study import ROOT, Study, shown
 
 REPORTS = ROOT / "reports"
 SCHEMA = 1
@@ -102,9 +102,9 @@ def read_json(path: Path) -> dict:
     try:
         values = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except (OSError, ValueError) as error:
-        raise RecordError(f"{_shown(path)}: not readable as a record ({error})") from None
+        raise RecordError(f"{shown(path)}: not readable as a record ({error})") from None
     if not isinstance(values, dict):
-        raise RecordError(f"{_shown(path)}: not readable as a record (not an object)")
+        raise RecordError(f"{shown(path)}: not readable as a record (not an object)")
     return values
 
 
@@ -113,14 +113,14 @@ def read_result(path: Path) -> dict:
     values = read_json(path)
     if values.get("schema") != SCHEMA:
         raise RecordError(
-            f"{_shown(path)}: schema {values.get('schema')}, this code reads {SCHEMA}; train the run again"
+            f"{shown(path)}: schema {values.get('schema')}, this code reads {SCHEMA}; train the run again"
         )
     for name, kind in REQUIRED.items():
         kinds = (int, float) if kind is float else kind
         if not isinstance(values.get(name), kinds):
-            raise RecordError(f"{_shown(path)}: {name} is missing or no {kind.__name__}")
+            raise RecordError(f"{shown(path)}: {name} is missing or no {kind.__name__}")
     if not values["history"]:
-        raise RecordError(f"{_shown(path)}: history is empty")
+        raise RecordError(f"{shown(path)}: history is empty")
     return values
 
 
@@ -177,7 +177,7 @@ def refuse_other(record: dict, params: Params, path: Path) -> None:
             "numerics": record.get("numerics"),
         }
         changes = differences(ours, theirs) or "the fingerprint itself"
-        raise RecordError(f"{_shown(path)}: made with other parameters ({changes}); move its folder away to train anew")
+        raise RecordError(f"{shown(path)}: made with other parameters ({changes}); move its folder away to train anew")
 
 
 def environment() -> dict:
@@ -220,7 +220,3 @@ def git_state() -> dict:
 def now() -> str:
     """The time in UTC, to the second, as ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _shown(path: Path) -> Path:
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from lib import checkpoint, records
-from lib.data import CLASSES, split
+from lib.data import CLASSES, recipe, split
 from lib.download import DIGEST, Arrays, DataError, cifar10
 from lib.model import count_parameters, forward_macs
 from lib.owner import OwnerError, own
@@ -30,7 +30,7 @@ def run(p: Params, say: Callable[[str], None] = print) -> dict:
     """
     folder = records.run_folder(p)
     name = folder.name
-    pick_device(p.device)
+    pick_device(p.device), recipe(p)  # refused before anything is written
     with own(folder):
         record = finished(p, folder)
         if record is not None and not p.force:
@@ -162,6 +162,7 @@ def announce(p: Params) -> str:
     )
     if (folder / records.RESULT).exists() and not p.force:
         return f"{name}; there is a record of it"
+    recipe(p)
     seconds = estimate(p)
     text = f"{name}; about {span(seconds)} here on {pick_device(p.device)} if nothing else runs"
     if seconds > 1800:

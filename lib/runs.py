@@ -110,12 +110,7 @@ def train(study: Study, run: Run, jobs: int) -> bool:
     command += ["-y", yaml.safe_dump({**values, "setting": run.settings[0]})]
     command += ["--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-", "--stderr-file", "-"]
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))} if jobs > 1 else {}
-    with subprocess.Popen(
-        command, env={**os.environ, **threads}, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
-        for line in process.stderr:
-            if "IPKernelApp" not in line:  # at each start: that the kernel, on this machine, is spoken to over TCP
-                sys.stderr.write(line)
+    subprocess.run(command, env={**os.environ, **threads}, stdin=subprocess.DEVNULL)
     return (folder / records.RESULT).exists()
 
 

@@ -42,24 +42,27 @@ class Study:
 
 def read_yaml(path: Path) -> dict:
     """The mapping in a YAML file; ParameterError names the file and, where it can, the line."""
-    try:
-        shown = path.resolve().relative_to(ROOT)
-    except ValueError:
-        shown = path
+    name = shown(path)
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Strict)
     except FileNotFoundError:
-        raise ParameterError(f"{shown}: no such file") from None
+        raise ParameterError(f"{name}: no such file") from None
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise ParameterError(f"{shown}, line {line}: not UTF-8, save the file as UTF-8") from None
+        raise ParameterError(f"{name}, line {line}: not UTF-8, save the file as UTF-8") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise ParameterError(f"{shown}{line}: {getattr(error, 'problem', None) or error}") from None
+        raise ParameterError(f"{name}{line}: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise ParameterError(f"{shown}, line 1: give `name: value` lines, this is {_kind(values)}")
+        raise ParameterError(f"{name}, line 1: give `name: value` lines, this is {_kind(values)}")
     return values
+
+
+def shown(path: Path) -> Path:
+    """A path as messages have it: from the repository's root where it lies inside."""
+    path = path.resolve()
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def names() -> list[str]:
@@ -81,17 +84,17 @@ def load(name: str) -> Study:
     values = read_yaml(path)
     base = _named(path, values)
     if base.study != name:
-        raise ParameterError(f"{path.relative_to(ROOT)}: says study: {base.study}, its file name says {name}")
+        raise ParameterError(f"{shown(path)}: says study: {base.study}, its file name says {name}")
     seeds = values.get("seeds", [base.seed])
     if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
-        raise ParameterError(f"{path.relative_to(ROOT)}: seeds: give a list of different whole numbers")
+        raise ParameterError(f"{shown(path)}: seeds: give a list of different whole numbers")
     asked = values.get("settings", [])
     if not isinstance(asked, list) or not asked:
-        raise ParameterError(f"{path.relative_to(ROOT)}: settings: give a list of files in params/settings/")
+        raise ParameterError(f"{shown(path)}: settings: give a list of files in params/settings/")
     shared = {name: value for name, value in values.items() if name not in ("settings", "seeds")}
     runs: dict[str, Run] = {}
     for seed in seeds:
-        for setting, overrides in map(_entry, asked):
+        for setting, overrides in (_entry(item, path) for item in asked):
             file = PARAMS / "settings" / f"{setting}.yaml"
             params = _named(file, {**shared, **read_yaml(file), **overrides, "seed": seed})
             run = Run(run_name(params, base), params, (setting,))
@@ -102,15 +105,12 @@ def load(name: str) -> Study:
     return Study(name, _comment(path), base, tuple(runs.values()), tuple(int(seed) for seed in seeds))
 
 
-def _entry(item) -> tuple[str, dict]:
+def _entry(item, path: Path) -> tuple[str, dict]:
     """An entry of `settings` as a name and this study's overrides of it."""
-    if isinstance(item, dict) and len(item) == 1:
-        ((name, overrides),) = item.items()
-        if isinstance(overrides, dict):
-            return name, overrides
-    if isinstance(item, str):
-        return item, {}
-    raise ParameterError(f"settings: {item!r} is neither a name nor `name: {{overrides}}`")
+    name, overrides = next(iter(item.items())) if isinstance(item, dict) and len(item) == 1 else (item, {})
+    if isinstance(name, str) and Path(name).name == name and isinstance(overrides, dict):
+        return name, overrides
+    raise ParameterError(f"{shown(path)}: settings: {item!r} is neither a name nor `name: {{overrides}}`")
 
 
 def _named(path: Path, values: dict) -> Params:
@@ -118,7 +118,7 @@ def _named(path: Path, values: dict) -> Params:
     try:
         return Params.of(**values)
     except ParameterError as error:
-        raise ParameterError(f"{path.relative_to(ROOT)}: {error}") from None
+        raise ParameterError(f"{shown(path)}: {error}") from None
 
 
 def _comment(path: Path) -> str:

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib import checkpoint, data, fast, records
-from lib.augment import Augment, mix, order
+from lib.augment import Augment
 from lib.download import Arrays
+from lib.draws import order
+from lib.mix import mix
 from lib.model import ConvMixer
 from lib.params import NUMERICS, Params, differences
 

@@ -1,0 +1,31 @@
+"""What several tests need: the real images, and a place for records that is not the repository's."""
+
+import pytest
+
+from lib import download, records
+from lib.params import Params
+
+# A network that trains in a second: it learns little, but through every part of the code.
+TINY = {
+    "kernel": 3, "patch": 8, "dim": 8, "depth": 1, "epochs": 2, "train_size": 320, "val_size": 200, "lr": 0.01,
+    "study": "test",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def cifar():
+    """CIFAR-10, fetched if it is not there: `make test` does so beforehand."""
+    return download.cifar10()
+
+
+@pytest.fixture
+def reports(tmp_path, monkeypatch):
+    """An empty folder in the place of reports/."""
+    monkeypatch.setattr(records, "REPORTS", tmp_path / "reports")
+    return tmp_path / "reports"
+
+
+@pytest.fixture
+def tiny():
+    """Makes the parameters of a run of a second."""
+    return lambda **values: Params.of(**{**TINY, **values})

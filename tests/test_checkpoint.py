@@ -1,0 +1,123 @@
+"""Checkpoints: atomic, one previous kept, damage noticed, nothing executed."""
+
+import hashlib
+import io
+import os
+import pickle
+
+import pytest
+import torch
+
+from lib import checkpoint, records
+from lib.checkpoint import FORMAT, CheckpointError, load, save
+
+STATE = {"model": {"w": torch.arange(6.0)}, "epoch": 3, "history": [{"loss": 0.1, "val_acc": None}], "best": None}
+
+
+def other(epoch):
+    return {**STATE, "epoch": epoch}
+
+
+def test_what_was_saved_is_loaded(tmp_path):
+    save(tmp_path, STATE)
+    state = load(tmp_path)
+    assert torch.equal(state.pop("model")["w"], STATE["model"]["w"])
+    assert state == {name: value for name, value in STATE.items() if name != "model"}
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert load(tmp_path) is None
+
+
+def damage_truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def damage_garbage(path):
+    path.write_bytes(b"\0" * 500)
+
+
+def damage_empty(path):
+    path.write_bytes(b"")
+
+
+def damage_one_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = [damage_truncate, damage_garbage, damage_empty, damage_one_bit]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_last_one_is_said_and_the_previous_taken(tmp_path, capsys, damage):
+    save(tmp_path, other(1))
+    save(tmp_path, other(2))
+    damage(tmp_path / records.CHECKPOINT)
+    assert load(tmp_path)["epoch"] == 1
+    assert "going on from the one before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_both_damaged_stops(tmp_path, damage):
+    save(tmp_path, other(1))
+    save(tmp_path, other(2))
+    damage(tmp_path / records.CHECKPOINT)
+    damage(checkpoint.previous(tmp_path))
+    with pytest.raises(CheckpointError, match="to start this run anew, delete"):
+        load(tmp_path)
+
+
+def test_a_last_one_lost_between_two_renames_leaves_the_previous(tmp_path):
+    save(tmp_path, other(1))
+    (tmp_path / records.CHECKPOINT).rename(checkpoint.previous(tmp_path))
+    assert load(tmp_path)["epoch"] == 1
+
+
+class Malicious:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path):
+    trap = tmp_path / "executed"
+    pickle.loads(pickle.dumps(Malicious(trap)))
+    assert trap.exists()  # the trap works
+    trap.rmdir()
+    buffer = io.BytesIO()
+    torch.save({"model": Malicious(trap)}, buffer)
+    body = buffer.getvalue()
+    (tmp_path / records.CHECKPOINT).write_bytes(FORMAT + hashlib.sha256(body).digest() + body)
+    with pytest.raises(CheckpointError, match="is refused"):
+        load(tmp_path)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_save_that_breaks_off_leaves_what_there_was(tmp_path, monkeypatch, call):
+    save(tmp_path, other(1))
+    save(tmp_path, other(2))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records.os, call, full)
+    with pytest.raises(OSError, match="No space"):
+        save(tmp_path, other(3))
+    monkeypatch.undo()
+    assert load(tmp_path)["epoch"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.previous.pt", "checkpoint.pt"]
+
+
+def test_only_two_are_kept_and_removing_takes_both(tmp_path):
+    for epoch in range(4):
+        save(tmp_path, other(epoch))
+    assert len(list(tmp_path.iterdir())) == 2
+    checkpoint.remove(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,131 @@
+"""Parameters: what is refused and in which words, what the fingerprint covers, how runs are named."""
+
+import dataclasses
+import re
+
+import nbformat
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib.params import LABELS, TYPES, ParameterError, Params, differences, notebook_cell, run_name
+from lib.study import ROOT
+
+REFUSED = [
+    ({"kernel": "abc"}, "kernel='abc': give a whole number"),
+    ({"kernel": 0}, "kernel=0: give 1 or more"),
+    ({"kernel": -3}, "kernel=-3: give 1 or more"),
+    ({"kernel": 9.5}, "kernel=9.5: give a whole number"),
+    ({"kernel": True}, "kernel=True: give a whole number"),
+    ({"patch": 3}, "patch=3: an image of 32 x 32 needs one of 1, 2, 4, 8, 16, 32"),
+    ({"patch": 64}, "patch=64: an image of 32 x 32 needs one of"),
+    ({"kernal": 7}, "kernal: unknown parameter, did you mean kernel?"),
+    ({"learning_rate": 7}, "learning_rate: unknown parameter"),
+    ({"lr": "fast"}, "lr='fast': give a number, such as 0.001"),
+    ({"lr": float("nan")}, "lr=nan: give a finite number"),
+    ({"lr": float("inf")}, "lr=inf: give a finite number"),
+    ({"lr": -0.1}, "lr=-0.1: give more than 0"),
+    ({"weight_decay": float("nan")}, "weight_decay=nan: give a finite number"),
+    ({"weight_decay": -1}, "weight_decay=-1.0: give 0 or more"),
+    ({"epochs": 0}, "epochs=0: give 1 or more"),
+    ({"batch_size": 0}, "batch_size=0: give 1 or more"),
+    ({"batch_size": 50_000}, "batch_size=50000: there are only 45000 training images"),
+    ({"batch_size": 64, "train_size": 10}, "batch_size=64: there are only 10 training images"),
+    ({"train_size": 46_000}, "train_size=46000: 45000 training images are left"),
+    ({"val_size": 5005}, "val_size=5005: give a multiple of 10"),
+    ({"val_size": 0}, "select=best_val: best_val needs val_size above 0"),
+    ({"flip": "maybe"}, "flip='maybe': give True or False"),
+    ({"randaugment": "../x"}, "randaugment=../x: give none, torchvision-2-9 or a timm string"),
+    ({"schedule": "step"}, "schedule=step: give one of constant, cosine"),
+    ({"study": "../x"}, "study=../x: give letters"),
+    ({"study": "a/b"}, "study=a/b: give letters"),
+    ({"study": ""}, "study=: give letters"),
+    ({"setting": ".."}, "setting=..: give letters"),
+    ({"dtype": "float16", "device": "cpu"}, "dtype=float16: float16 needs device=cuda"),
+]
+
+
+@pytest.mark.parametrize("values, words", REFUSED)
+def test_what_cannot_be_is_refused_in_one_line_that_names_it(values, words):
+    with pytest.raises(ParameterError) as refusal:
+        Params.of(**values)
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_text_that_can_only_mean_one_thing_is_converted():
+    params = Params.of(lr="1e-3", kernel="7", flip="false")
+    assert (params.lr, params.kernel, params.flip) == (1e-3, 7, False)
+
+
+def test_the_defaults_are_the_study_as_written():
+    p = Params()
+    assert (p.dim, p.depth, p.kernel, p.patch) == (256, 8, 9, 1)
+    assert (p.epochs, p.batch_size, p.test_batch_size) == (30, 64, 100)
+    assert (p.lr, p.weight_decay, p.schedule, p.select) == (0.001, 0.01, "cosine", "best_val")
+    assert p.flip and p.crop == "pad" and p.randaugment != "none" and p.erasing and p.mixup and p.cutmix
+
+
+def test_the_notebook_offers_exactly_these_parameters():
+    notebook = nbformat.read(ROOT / "notebooks" / "train.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    assert [cell.source for cell in cells] == [notebook_cell()]
+    namespace = {}
+    exec(cells[0].source, namespace)
+    assert Params.of_notebook(namespace) == Params()
+
+
+def test_a_notebook_may_hold_other_objects_but_no_other_plain_values():
+    namespace = {
+        "kernel": 7,
+        "settings": ["a"],
+        "In": [],
+        "Out": {},
+        "_i": "x",
+        "PAPERMILL_INPUT_PATH": "x",
+        "np": dataclasses,
+    }
+    assert Params.of_notebook(namespace) == Params(kernel=7)
+    with pytest.raises(ParameterError, match="did you mean kernel"):
+        Params.of_notebook({**namespace, "kernal": 3})
+
+
+OTHER = {
+    "kernel": 3, "patch": 4, "dim": 64, "depth": 4, "epochs": 10, "batch_size": 32, "lr": 0.1, "schedule": "constant",
+    "weight_decay": 0.5, "decay_1d": False, "eps": 1e-3, "clip": 1.0, "crop": "none", "crop_scale": 0.5,
+    "crop_ratio": 1.0, "flip": False, "randaugment": "none", "jitter": 0.1, "erasing": 0.5, "erasing_mode": "pixel",
+    "mixup": 0.0, "cutmix": 0.0, "mix_prob": 0.5, "label_smoothing": 0.1, "train_size": 500, "val_size": 100,
+    "select": "last", "seed": 1, "dtype": "bfloat16", "test_batch_size": 10, "device": "cpu", "fast": False,
+    "compile": True, "workers": 2, "checkpoint_minutes": 1.0, "data_dir": "x", "study": "x", "setting": "x",
+    "force": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_the_fingerprint_changes_with_what_changes_the_result_and_with_nothing_else(name):
+    other = Params(**{name: OTHER[name]})
+    assert getattr(other, name) != getattr(Params(), name)
+    assert (other.fingerprint == Params().fingerprint) == (name in LABELS)
+
+
+def test_a_run_is_named_after_what_distinguishes_it():
+    base = Params(study="x", dim=64)
+    assert run_name(base, base) == "k9-p1-seed0"
+    assert run_name(base.replace(kernel=3, seed=2, workers=2, setting="kernel-3"), base) == "k3-p1-seed2"
+    assert run_name(base.replace(lr=1e-4, epochs=10), base) == "k9-p1-epochs10-lr0.0001-seed0"
+    assert run_name(base.replace(flip=False), base) == "k9-p1-flip-off-seed0"
+
+
+@given(st.text(), st.floats(min_value=1e-300, max_value=1e300), st.integers(1, 63))
+def test_a_run_name_is_always_a_plain_file_name(text, lr, kernel):
+    try:
+        params = Params(lr=lr, kernel=kernel, randaugment=text)
+    except ParameterError:
+        params = Params(lr=lr, kernel=kernel, randaugment="rand-m9-mstd0.5-inc1")
+    name = run_name(params, Params())
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{1,200}", name)
+
+
+def test_differences_name_both_values():
+    assert differences({"lr": 1, "a": 2}, {"lr": 3, "a": 2}) == "lr: 3 -> 1"
+    assert differences({"new": 1}, {}) == "new: absent -> 1"

@@ -1,0 +1,94 @@
+"""Studies and settings: the files of the repository are valid, and a broken file is refused by name and line."""
+
+import pytest
+
+from lib import study as studies
+from lib.params import ParameterError, Params
+from lib.study import PARAMS, read_yaml
+
+SETTINGS = sorted(path.stem for path in (PARAMS / "settings").glob("*.yaml"))
+
+
+@pytest.fixture
+def params_folder(tmp_path, monkeypatch):
+    """An empty params/ in the place of the repository's."""
+    for part in ("studies", "settings"):
+        (tmp_path / part).mkdir()
+    (tmp_path / "settings" / "kernel-3.yaml").write_text("kernel: 3\n")
+    (tmp_path / "settings" / "kernel-9.yaml").write_text("kernel: 9\n")
+    (tmp_path / "settings" / "patch-1.yaml").write_text("patch: 1\n")
+    monkeypatch.setattr(studies, "PARAMS", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", studies.names())
+def test_each_study_of_the_repository_expands_and_says_what_it_is_for(name):
+    study = studies.load(name)
+    assert study.runs and study.purpose
+    assert len({run.params.fingerprint for run in study.runs}) == len(study.runs)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_each_setting_opens_with_a_comment_and_says_what_its_name_says(name):
+    path = PARAMS / "settings" / f"{name}.yaml"
+    values = read_yaml(path)
+    assert path.read_text().startswith("# ")
+    Params.of(**values)
+    what, _, size = name.partition("-")
+    if what in ("kernel", "patch", "lr"):
+        assert values[what] == float(size)
+
+
+def test_the_paper_study_is_the_defaults():
+    assert studies.load("paper").base == Params(study="paper")
+
+
+def test_one_configuration_is_one_run_however_many_settings_show_it():
+    runs = studies.load("paper").runs
+    assert [run.settings for run in runs if run.name == "k9-p1-seed0"] == [("kernel-9", "patch-1")]
+    assert len(studies.load("laptop").runs) == 8 * 5
+
+
+def test_a_study_may_change_a_setting_and_a_setting_changes_the_study(params_folder):
+    text = "study: s\nepochs: 7\nkernel: 5\nseeds: [3, 4]\nsettings: [kernel-3, patch-1: {epochs: 2}]\n"
+    (params_folder / "studies" / "s.yaml").write_text(text)
+    runs = studies.load("s").runs
+    assert [(r.name, r.params.kernel, r.params.epochs) for r in runs] == [
+        ("k3-p1-seed3", 3, 7), ("k5-p1-epochs2-seed3", 5, 2), ("k3-p1-seed4", 3, 7), ("k5-p1-epochs2-seed4", 5, 2),
+    ]  # fmt: skip
+    assert [run.params.seed for run in studies.load("s").runs_of("patch-1")] == [3, 4]
+
+
+BROKEN = [
+    (b"- a\n- b\n", "line 1: give `name: value` lines, this is a list"),
+    (b"", "line 1: give `name: value` lines, this is empty"),
+    (b"# only a comment\n", "this is empty"),
+    (b"study: s\nlr: 1.0\nlr: 2.0\n", "line 3: lr is given twice"),
+    (b"study: s\n# caf\xe9\n", "line 2: not UTF-8"),
+    (b"study: [s\n", "line 2"),
+    (b"study: s\nkernal: 3\nsettings: [kernel-3]\n", "kernal: unknown parameter, did you mean kernel?"),
+    (b"study: other\nsettings: [kernel-3]\n", "says study: other, its file name says s"),
+    (b"study: s\n", "settings: give a list"),
+    (b"study: s\nsettings: [nothing]\n", "nothing.yaml: no such file"),
+    (b"study: s\nsettings: [[kernel-3]]\n", "is neither a name nor"),
+    (b"study: s\nsettings: [../settings/kernel-3]\n", "is neither a name nor"),
+    (b"study: s\nsettings: [kernel-3]\nseeds: [1, 1]\n", "seeds: give a list of different whole numbers"),
+    (b"study: s\nsettings: [kernel-3]\nseeds: [a]\n", "seed='a': give a whole number"),
+    (b"study: s\nsettings: [kernel-3]\nlr: .nan\n", "lr=nan: give a finite number"),
+    (b"1: 2\n", "a mapping with a name that is no text"),
+]
+
+
+@pytest.mark.parametrize("content, words", BROKEN)
+def test_a_broken_file_is_refused_by_name(params_folder, content, words):
+    (params_folder / "studies" / "s.yaml").write_bytes(content)
+    with pytest.raises(ParameterError) as refusal:
+        studies.load("s")
+    assert words in str(refusal.value)
+    assert ".yaml" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_unknown_study_is_told_which_there_are():
+    with pytest.raises(ParameterError, match=r"no params/studies/quik.yaml, there are .*quick"):
+        studies.load("quik")
