@@ -7,6 +7,7 @@ Every setting keeps its row: `n` of `seeds` runs are finished, and `status` says
 
 import re
 import zipfile
+import zlib
 
 import numpy as np
 import pandas as pd
@@ -196,7 +197,7 @@ def predictions(row) -> tuple[np.ndarray, np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             predicted, labels = arrays["predicted"], arrays["labels"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
         return None
     return (predicted, labels) if predicted.shape == labels.shape == (paper.TEST_IMAGES,) else None
 

@@ -1,0 +1,81 @@
+"""Each figure is drawn from data, says what it shows, and is the same to the byte when drawn again."""
+
+import made
+import pytest
+
+from lib import figures, records, tables
+
+OF_RUNS = (figures.learning_rates, figures.baseline, figures.kernel, figures.patch)
+
+
+@pytest.fixture
+def home(monkeypatch, tmp_path):
+    return made.place(monkeypatch, tmp_path)
+
+
+def loaded(study, **how):
+    made.fill(study, **how)
+    return records.load(study)
+
+
+def test_the_same_records_give_the_same_bytes(home):
+    study = made.plan(seeds=range(2))
+    runs = loaded(study)
+    for kind in ("png", "svg"):
+        for draw, *data in ((figures.kernel, runs), (figures.workflow, study, runs)):
+            first, again = (figures.save(draw(*data), kind) for _ in range(2))
+            assert first == again and b"Matplotlib" not in first.replace(b"matplotlib.org", b"")
+
+
+def test_alternative_text_holds_the_numbers_of_the_table(home):
+    runs = loaded(made.plan())
+    for draw, table in ((figures.kernel, tables.kernel(runs)), (figures.patch, tables.patch(runs))):
+        text = draw(runs).get_label()
+        assert all(f"{value:.2f}" in text for column in ("ours", "study", "original") for value in table[column])
+    assert f"{tables.sweep(runs)['ours'][0]:.1f} %" in figures.learning_rates(runs).get_label()
+
+
+def test_one_seed_has_no_error_bar_and_several_have(home):
+    one, five = loaded(made.plan("one")), loaded(made.plan("five", seeds=range(5)))
+    assert not figures.kernel(one).axes[0].containers
+    assert len(figures.kernel(five).axes[0].containers) == 4
+
+
+def test_a_missing_setting_is_marked(home):
+    study = made.plan()
+    runs = loaded(study, skip={study.runs_of("patch-2")[0].name})
+    drawn = figures.patch(runs)
+    assert [t.get_text() for t in drawn.axes[1].get_xticklabels()] == ["p=1", "p=2\nno result", "p=4"]
+    assert "p=2 missing" in drawn.get_label()
+
+
+def test_an_axis_that_does_not_start_at_zero_says_so(home):
+    runs = loaded(made.plan())
+    for draw, which in ((figures.learning_rates, 0), (figures.baseline, 1), (figures.kernel, 0), (figures.patch, 0)):
+        axes = draw(runs).axes[which]
+        assert f"axis starts at {axes.get_ylim()[0]:.0f} %" in [text.get_text() for text in axes.texts]
+    assert figures.baseline(runs).axes[0].get_ylim()[0] == 0
+
+
+def test_without_runs_only_published_figures_are_drawn(home):
+    runs = records.load(made.plan())
+    assert figures.learning_rates(runs) is None and figures.baseline(runs) is None
+    assert "k=3 missing" in figures.kernel(runs).get_label()
+
+
+def test_the_workflow_names_the_files_that_there_are(home):
+    study = made.plan(seeds=range(2))
+    text = figures.workflow(study, loaded(study)).get_label()
+    for part in (
+        "params/studies/made.yaml",
+        "10 settings × 2 seeds: 18 different runs",
+        "18 of 18 runs",
+        "result.json",
+    ):
+        assert part in text
+
+
+def test_no_figure_repeats_its_caption_as_a_title(home):
+    runs = loaded(made.plan())
+    for draw in OF_RUNS:
+        assert not any(axes.get_title() for axes in draw(runs).axes)

@@ -1,0 +1,153 @@
+"""The report end to end: the notebook is executed in a copy of the repository, without torch and without a network."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import made
+import pytest
+
+from lib import report
+from lib.study import ROOT
+
+CELLS = json.loads((ROOT / "notebooks" / "summary.ipynb").read_text(encoding="utf-8"))["cells"]
+NO_TORCH = "raise ImportError('the summary must build without torch')"
+
+
+class Page(HTMLParser):
+    """A page as its tags with attributes, and its style sheets."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.styles = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, text):
+        if self.tags and self.tags[-1][0] == "style":
+            self.styles.append(text)
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """The repository's source in a path with a space and an umlaut, two studies in it, and a torch that raises."""
+    home = tmp_path_factory.mktemp("Über uns") / "the copy"
+    for name in ("lib", "notebooks", "params"):
+        shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__", "*.ipynb_checkpoints"))
+    (home / "blocked" / "torch").mkdir(parents=True)
+    (home / "blocked" / "torch" / "__init__.py").write_text(NO_TORCH)
+    with pytest.MonkeyPatch.context() as patch:
+        made.place(patch, home)
+        part = made.plan("part", seeds=range(2), purpose="Text with <script>alert(1)</script> & more.")
+        made.fill(part, skip={run.name for run in part.runs[:2]})
+        made.stop(part, part.runs[0], "failure", reason="<b>out of memory</b>", epoch=1)
+        made.plan("none", seeds=range(2))
+    return home
+
+
+def build(copy: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": f"{copy}{os.pathsep}{copy / 'blocked'}"}
+    command = [sys.executable, "-m", "lib.report", *arguments]
+    return subprocess.run(command, cwd=cwd or copy, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    kept = [p for p in folder.rglob("*") if p.is_file() and "runs" not in p.parts and p.name != report.EXECUTED]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
+
+
+def assert_offline(page: Page) -> None:
+    """No script, and nothing that a browser would fetch: the only addresses are links for a reader to follow."""
+    assert not {tag for tag, _ in page.tags} & {"script", "iframe", "object", "embed", "base"}
+    assert page.styles and not any("@import" in style or "url(" in style for style in page.styles)
+    assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in page.all("img"))
+    assert [link["href"] for link in page.all("link")] == ["data:,"]
+
+
+def test_a_report_with_every_table_and_figure(copy):
+    ran = build(copy, "part", cwd=copy / "notebooks")
+    assert ran.returncode == 0, ran.stderr
+    assert (ran.stdout.strip(), ran.stderr) == ("reports/part/index.html", "")
+    saved = files(copy / "reports" / "part")
+    text = saved["index.html"].decode()
+    page = Page(text)
+    assert_offline(page)
+    assert len(text) < 1_500_000 and page.all("html") == [{"lang": "en"}]
+    assert "viewport" in [meta.get("name") for meta in page.all("meta")]
+    assert "<title>ConvMixer on CIFAR-10: part</title>" in text
+    assert len(page.all("img")) == 5 and all(len(image["alt"]) > 40 for image in page.all("img"))
+    for number in (*(f"Table {n}" for n in ("I", "II", "III", "IV", "V")), *(f"Fig. {n}" for n in range(1, 6))):
+        assert f"<b>{number}.</b>" in text
+    links = {link["href"] for link in page.all("a") if link["href"].startswith(("figures/", "tables/"))}
+    assert links == set(saved) - {"index.html"} and len([link for link in links if link.startswith("figures/")]) == 10
+
+
+def test_gaps_are_marked_and_text_is_escaped(copy):
+    text = (copy / "reports" / "part" / "index.html").read_text(encoding="utf-8")
+    assert "16 of 18 runs" in text and "1 of 2 seeds (1 failed)" in text and "1 of 2 seeds (1 missing)" in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more." in text and "&lt;b&gt;out of memory&lt;/b&gt;" in text
+    assert "Made-Up Processor &lt;1&gt;" in text
+
+
+def test_the_same_records_give_the_same_bytes_and_stale_files_go(copy):
+    folder = copy / "reports" / "part"
+    first = files(folder)
+    (folder / "figures" / "fig-9-gone.png").write_bytes(b"of an earlier report")
+    assert build(copy, "part").returncode == 0
+    assert files(folder) == first
+
+
+def test_without_runs_the_page_names_the_command(copy):
+    ran = build(copy, "none")
+    assert ran.returncode == 0, ran.stderr
+    text = (copy / "reports" / "none" / "index.html").read_text(encoding="utf-8")
+    assert_offline(Page(text))
+    assert "<code>make runs STUDY=none</code>" in text and "Fig. 3 cannot be drawn yet" in text
+
+
+def test_a_failing_notebook_is_one_line_and_keeps_the_old_page(copy):
+    broken = copy.parent / "broken"
+    shutil.copytree(copy, broken)
+    page = broken / "reports" / "none" / "index.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("the old page")
+    with (broken / "lib" / "words.py").open("a") as file:
+        file.write("\n\ndef short(study, runs):\n    raise ValueError('torn')\n")
+    ran = build(broken, "none")
+    assert ran.returncode == 1 and ran.stdout == ""
+    assert re.fullmatch(r"report: cell \d+ of notebooks/summary.ipynb: ValueError: torn \(.*\)\n", ran.stderr)
+    assert page.read_text() == "the old page"
+
+
+def test_a_bad_study_is_one_line(copy, capsys):
+    assert report.main(["no-such"]) == 2
+    assert re.fullmatch(r"report: study=no-such: no params/studies/no-such.yaml, .*\n", capsys.readouterr().err)
+    assert report.main([]) == 2
+    assert capsys.readouterr().err.startswith("usage: python -m lib.report STUDY")
+
+
+def test_the_committed_notebook_is_clean_and_short():
+    code = [cell for cell in CELLS if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    assert statistics.median(len(cell["source"]) for cell in code) <= 6
+    assert not any("class " in line or "torch" in line for cell in code for line in cell["source"])
+    (parameters,) = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
+    assert "".join(parameters["source"]).startswith('study: str = "quick"  # ')
+
+
+def test_a_figure_comes_after_its_question():
+    for before, cell in itertools.pairwise(CELLS):
+        if "show.figure(" in "".join(cell["source"]):
+            assert before["cell_type"] == "markdown" and "?" in "".join(before["source"])

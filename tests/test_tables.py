@@ -1,0 +1,211 @@
+"""Tables and sentences against records whose numbers are known."""
+
+import json
+import re
+
+import made
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import paper, records, show, tables, words
+
+EVERY = (
+    tables.baseline, tables.kernel, tables.patch, tables.overall, tables.others, tables.sweep, tables.selection,
+    tables.compute, tables.compute_by_setting, tables.every_run, tables.provenance, tables.history,
+)  # fmt: skip
+
+
+@pytest.fixture
+def home(monkeypatch, tmp_path):
+    return made.place(monkeypatch, tmp_path)
+
+
+def runs_of(study, **how):
+    made.fill(study, **how)
+    return records.load(study)
+
+
+def test_means_intervals_and_differences(home):
+    study = made.plan(seeds=range(5))
+    runs = runs_of(study)
+    row = tables.kernel(runs).set_index("setting").loc["kernel-3"]
+    accuracies = [made.record(run)["test_acc"] for run in study.runs_of("kernel-3")]
+    assert row["ours"] == pytest.approx(np.mean(accuracies)) and row["n"] == 5 and row["status"] == "done"
+    assert row["ours_minus_study"] == pytest.approx(row["ours"] - 85.65)
+    assert row["ours_minus_original"] == pytest.approx(row["ours"] - 93.61)
+    assert 0 < row["half"] < 1
+
+
+def test_one_configuration_stands_in_every_table_that_shows_it(home):
+    runs = runs_of(made.plan())
+    kernel, patch = tables.kernel(runs).set_index("setting"), tables.patch(runs).set_index("setting")
+    overall = tables.overall(runs).set_index("setting")["ours"]
+    shared = {kernel.loc["kernel-9", "ours"], patch.loc["patch-1", "ours"], tables.baseline(runs)["ours"][0]}
+    assert shared == set(overall[["kernel-9", "patch-1", "baseline"]]) and len(shared) == 1
+    total = tables.compute(runs).set_index("part")
+    assert total.loc["kernel size ablation", "n"] == 4 and total.loc["all runs, each once", "n"] == 9
+
+
+def test_a_run_that_is_not_finished_keeps_its_row(home):
+    study = made.plan()
+    made.fill(study, skip={run.name for run in study.runs[:4]})
+    made.stop(study, study.runs[0], "failure", reason="out of memory", epoch=2)
+    made.stop(study, study.runs[1], "progress", history=[{}, {}])
+    other = made.record(study.runs[2])
+    made.write(study, study.runs[2], other | {"fingerprint": "0" * 16})
+    table = tables.kernel(records.load(study))
+    assert list(table["status"]) == ["failed: out of memory", "unfinished: at epoch 2 of 12", "refused", "missing"]
+    assert table["ours"].isna().all() and (table["n"] == 0).all() and table["study"].notna().all()
+    assert show.html_table(table).count('class="unfinished"') == 4
+
+
+def test_fewer_seeds_than_asked_are_said(home):
+    study = made.plan(seeds=range(5))
+    runs = runs_of(study, skip={run.name for run in study.runs_of("kernel-5")[2:]})
+    row = tables.kernel(runs).iloc[1].to_dict()
+    assert row["status"] == "2 of 5 seeds (3 missing)" and row["n"] == 2
+    assert show.cell(row, "n") == "2 of 5" and "±" in show.cell(row, "ours")
+
+
+def test_one_seed_has_no_interval(home):
+    row = tables.kernel(runs_of(made.plan())).iloc[0].to_dict()
+    assert np.isnan(row["half"]) and show.cell(row, "ours") == f"{row['ours']:.2f}"
+
+
+@pytest.mark.parametrize("change", [{"epochs": 3}, {"lr": 0.5}])
+def test_runs_that_differ_in_more_than_the_seed_are_never_averaged(home, change):
+    runs = runs_of(made.plan(seeds=range(2)))
+    at = runs.index[[("kernel-5" in names) for names in runs["settings"]]][1]
+    runs.at[at, "params"] = runs.at[at, "params"] | change
+    with pytest.raises(tables.MixedRuns, match=rf"kernel-5: k5-p1-seed0 and k5-p1-seed1 .*{next(iter(change))}: "):
+        tables.kernel(runs)
+
+
+def test_records_of_other_data_or_numerics_are_never_averaged(home):
+    runs = runs_of(made.plan(seeds=range(2)))
+    runs.at[1, "record"]["data_digest"] = "sha256:1"
+    other = next(i for i in runs.index[2:] if runs.at[i, "settings"] == runs.at[1, "settings"])
+    with pytest.raises(tables.MixedRuns, match="data_digest"):
+        tables.of_setting(runs, runs.at[1, "settings"][0])
+    with pytest.raises(tables.MixedRuns, match="one seed twice"):
+        tables.of_setting(pd.concat([runs.loc[[other]]] * 2), runs.at[1, "settings"][0])
+
+
+def test_a_new_setting_is_a_row_without_published_figures(home):
+    (home / "params/settings/kernel-11.yaml").write_text("# One more.\nkernel: 11\npatch: 1\n")
+    (home / "params/settings/narrow.yaml").write_text("# Both at once.\nkernel: 5\npatch: 2\n")
+    runs = runs_of(made.plan(settings=["kernel-9", "kernel-11", "narrow"]))
+    table = tables.kernel(runs)
+    assert list(table["setting"]) == [*(f"kernel-{k}" for k in paper.KERNELS), "kernel-11"]
+    assert list(table["status"]) == ["not in this study"] * 3 + ["done"] * 2
+    assert np.isnan(table.iloc[-1]["study"]) and table.iloc[-1]["ours"] > 0
+    (other,) = tables.others(runs).to_dict("records")
+    assert other["setting"] == "narrow" and "92.60 (locuslab" in other["published"]
+
+
+def test_steps_are_paired_for_seeds_and_mcnemars_for_one(home):
+    runs = runs_of(made.plan(seeds=range(6)))
+    steps = tables.steps(runs, "kernel")
+    assert list(steps["step"]) == ["k=3→5", "k=5→7", "k=7→9"] and (steps["n"] == 6).all()
+    assert list(steps["study_step"]) == pytest.approx([1.33, 1.42, 0.54]) and steps["images_p"].isna().all()
+    assert (steps["smallest_p"] == 2 / 2**6).all() and (steps["p"] >= steps["smallest_p"]).all()
+    single = tables.steps(runs[runs["seed"] == 0], "patch")
+    assert single["p"].isna().all() and (single["images_p"] < 0.001).all()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", None])
+def test_broken_predictions_leave_a_gap(home, content):
+    study = made.plan()
+    runs = runs_of(study)
+    path = made.folder_of(study, study.runs_of("patch-2")[0]) / records.PREDICTIONS
+    path.unlink() if content is None else path.write_bytes(content)
+    assert tables.steps(runs, "patch")["images_p"].isna().all()
+
+
+def test_the_leak_shows_only_where_it_was_recorded(home):
+    clean = tables.selection(runs_of(made.plan("clean")))
+    leaky = tables.selection(runs_of(made.plan("leaky", select="best_test"), leak=True))
+    assert clean["best_on_test"].isna().all() and clean["last_epoch"].notna().all()
+    assert (leaky["best_on_test"] >= leaky["selected"] - 1e-9).all()
+
+
+def test_no_validation_split(home):
+    study = made.plan(val_size=0, select="last")
+    for run in study.runs:
+        record = made.record(run)
+        history = [epoch | {"val_loss": None, "val_acc": None} for epoch in record["history"]]
+        made.write(study, run, record | {"history": history})
+    runs = records.load(study)
+    assert tables.sweep(runs)["ours"].isna().all() and words.learning_rate(study, runs) == []
+    assert words.baseline(runs) and tables.kernel(runs)["ours"].notna().all()
+
+
+def test_no_runs_name_the_command(home):
+    study = made.plan(seeds=range(2))
+    runs = records.load(study)
+    for make in EVERY:
+        assert isinstance(make(runs), pd.DataFrame)
+    assert "`make runs STUDY=made`" in words.progress(study, runs)[0] and len(words.short(study, runs)) == 1
+
+
+def test_csv_gives_the_numbers_back(home):
+    table = tables.kernel(runs_of(made.plan(seeds=range(3))))
+    text = show.to_csv(table)
+    lines = text.splitlines()
+    assert lines[0].startswith("setting,kernel,patch,ours,half,n,seeds,status,study,original")
+    assert float(lines[1].split(",")[3]) == pytest.approx(table["ours"][0], abs=1e-8) and "\r" not in text
+
+
+def test_text_is_escaped(home):
+    frame = pd.DataFrame([{"fact": "cpu", "value": '<script>"&', "runs": 1}])
+    assert "<td>&lt;script&gt;&quot;&amp;</td>" in show.html_table(frame)
+    assert show._prose("`a<b` & c") == "<code>a&lt;b</code> &amp; c"
+
+
+def test_sentences_follow_the_numbers(home):
+    as_predicted = runs_of(made.plan("up", seeds=range(5)))
+    reversed_ = runs_of(made.plan("down", seeds=range(5)), order=-1)
+    single = runs_of(made.plan("single"))
+    for what in ("kernel", "patch"):
+        assert words.ablation(as_predicted, what)[0].startswith("The order is as predicted")
+        assert words.ablation(reversed_, what)[0].startswith("The order is not as predicted")
+        assert any("n=1" in sentence for sentence in words.ablation(single, what))
+        assert any("seed noise is not ruled out" in sentence for sentence in words.ablation(single, what))
+        assert any("Page's trend test over 5 seeds" in sentence for sentence in words.ablation(as_predicted, what))
+
+
+def test_sentences_name_a_gap(home):
+    study = made.plan()
+    runs = runs_of(study, skip={study.runs_of("kernel-5")[0].name})
+    assert words.ablation(runs, "kernel")[0].startswith("As far as there are runs to compare")
+    assert "8 of 9 runs" in words.progress(study, runs)[0]
+
+
+def test_numbers_in_sentences_are_those_of_the_tables(home):
+    study = made.plan(seeds=range(3))
+    runs = runs_of(study)
+    row = tables.baseline(runs).iloc[0]
+    assert f"{row['ours']:.2f} ± {row['half']:.2f} % (n=3)" in words.baseline(runs)[0]
+    best = max(words.learning_rate(study, runs), key=len)
+    assert best.startswith("Of 3 learning rates, 0.001 ends highest, as in the study")
+    parameters = set(tables.overrides(study)["parameter"])
+    assert parameters == {"dim", "depth", "epochs", "lr"}
+
+
+def test_what_may_be_compared_depends_on_the_budget(home):
+    small = " ".join(words.comparable(made.plan()))
+    assert "ConvMixer-64/4 instead of 256/8" in small and "12 epochs instead of 30" in small
+    written = " ".join(words.comparable(made.plan("written", dim=256, depth=8, epochs=30)))
+    assert "not the experiment of the study" not in written and "30 epochs instead of 200" in written
+
+
+def test_a_corrupt_record_is_named_and_the_rest_still_shows(home):
+    study = made.plan()
+    made.fill(study)
+    path = made.folder_of(study, study.runs[0]) / records.RESULT
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"test_acc": float("nan")}))
+    table = tables.every_run(records.load(study))
+    assert table["status"][0] == "refused" and re.search(r"k3-p1-seed0/result.json", table["reason"][0])
+    assert (table["status"][1:] == "done").all()
