@@ -50,7 +50,11 @@ INLINE void store_f32(float *p, vf v) { memcpy(p, &v, sizeof v); }
 INLINE vf load_bf16(const bf16 *p) {
     vh half;
     memcpy(&half, p, sizeof half);
+#ifdef __AVX512F__
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)half), 16);
+#else
     return (vf)(__builtin_convertvector(half, vu) << 16);
+#endif
 }
 INLINE void store_bf16(bf16 *p, vf v) {
 #ifdef __AVX512BF16__
