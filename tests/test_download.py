@@ -1,0 +1,224 @@
+"""Fetching CIFAR-10: every format gives the same bytes, damage is named, two cold processes do each other no harm."""
+
+import io
+import json
+import pickle
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from lib import download
+from lib.data import MEAN, STD
+from lib.download import COPY, NPM_FILE, OFFICIAL, DataError
+
+
+@pytest.fixture
+def small(cifar, monkeypatch):
+    """A CIFAR-10 of 100 training and 20 test images, with its own checksums: every path at a thousandth of the size."""
+    sizes = {"train": 100, "test": 20}
+    arrays = {name: array[: sizes[name.split("_")[0]]].copy() for name, array in cifar.items()}
+    digests = {
+        name: (array.shape, download.hashlib.sha256(array.tobytes()).hexdigest()) for name, array in arrays.items()
+    }
+    monkeypatch.setattr(download, "ARRAYS", digests)
+    return arrays
+
+
+def same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    return all(np.array_equal(ours[name], theirs[name]) and ours[name].dtype == np.uint8 for name in theirs)
+
+
+def add(archive, name, content):
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def make_npm(path, arrays, extra=()):
+    """The npm package's archive, of the same form."""
+    with tarfile.open(path, "w:gz") as archive:
+        for i, part in enumerate(np.split(arrays["train_images"], 5), start=1):
+            add(archive, f"package/data_batch_{i}.png", png(part.reshape(len(part), 1024, 3)))
+        add(archive, "package/test_batch.png", png(arrays["test_images"].reshape(-1, 1024, 3)))
+        for split in ("train", "test"):
+            labels = json.dumps(arrays[f"{split}_labels"].tolist()).encode()
+            add(archive, f"package/{split}_lables.json", labels)
+        for name in extra:
+            add(archive, name, b"x")
+
+
+def make_official(path, arrays):
+    """The authors' archive, of the same form: pickled batches of (N, 3072) rows, channels first."""
+
+    def batch(images, labels):
+        return pickle.dumps({b"data": images.transpose(0, 3, 1, 2).reshape(-1, 3072), b"labels": labels.tolist()})
+
+    with tarfile.open(path, "w:gz") as archive:
+        for i in range(5):
+            part = slice(20 * i, 20 * i + 20)
+            content = batch(arrays["train_images"][part], arrays["train_labels"][part])
+            add(archive, f"cifar-10-batches-py/data_batch_{i + 1}", content)
+        add(archive, "cifar-10-batches-py/test_batch", batch(arrays["test_images"], arrays["test_labels"]))
+
+
+def make_parquet(folder, arrays):
+    """The hub's two files, of the same form."""
+    paths = []
+    for split in ("train", "test"):
+        images = [{"bytes": png(image), "path": None} for image in arrays[f"{split}_images"]]
+        paths.append(folder / f"{split}.parquet")
+        pd.DataFrame({"img": images, "label": arrays[f"{split}_labels"].astype(np.int64)}).to_parquet(paths[-1])
+    return paths
+
+
+def accept(monkeypatch, path):
+    """Makes the file at `path` the one with the right checksum."""
+    content = path.read_bytes()
+    monkeypatch.setattr(download, "NPM_SHA512", download.hashlib.sha512(content).hexdigest())
+    monkeypatch.setattr(download, "OFFICIAL_SHA256", download.hashlib.sha256(content).hexdigest())
+
+
+def only(monkeypatch, **sources):
+    monkeypatch.setattr(download, "SOURCES", {name.replace("_", " "): source for name, source in sources.items()})
+
+
+def test_the_real_images_have_the_published_statistics(cifar):
+    pixels = cifar["train_images"].reshape(-1, 3) / 255
+    np.testing.assert_allclose(pixels.mean(0), MEAN, atol=5e-9)
+    np.testing.assert_allclose(pixels.std(0), STD, atol=5e-9)
+    assert np.bincount(cifar["test_labels"]).tolist() == [1000] * 10
+
+
+@pytest.mark.parametrize("name, make", [(NPM_FILE, make_npm), (OFFICIAL, make_official)])
+def test_a_placed_archive_is_read_and_kept(tmp_path, monkeypatch, small, name, make):
+    make(tmp_path / name, small)
+    accept(monkeypatch, tmp_path / name)
+    only(monkeypatch, a_placed_archive=download.from_placed)
+    assert same(download.cifar10(str(tmp_path)), small)
+    (tmp_path / name).unlink()
+    assert same(download.cifar10(str(tmp_path)), small)  # from the verified copy
+
+
+def test_the_hubs_files_are_read(tmp_path, monkeypatch, small):
+    import huggingface_hub
+
+    paths = dict(zip(download.HUB_FILES.values(), make_parquet(tmp_path, small), strict=True))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, name, **_: str(paths[name]))
+    only(monkeypatch, the_hub=download.from_hub)
+    assert same(download.cifar10(str(tmp_path / "data")), small)
+
+
+def truncated(content):
+    return content[: len(content) // 2]
+
+
+def flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def web_page(content):
+    return b"<!DOCTYPE html><title>Sign in</title>"
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped, web_page])
+@pytest.mark.parametrize("name, make", [(NPM_FILE, make_npm), (OFFICIAL, make_official)])
+def test_a_damaged_archive_is_named_and_the_next_source_is_tried(tmp_path, monkeypatch, small, name, make, damage):
+    path = tmp_path / name
+    make(path, small)
+    accept(monkeypatch, path)
+    path.write_bytes(damage(path.read_bytes()))
+    only(monkeypatch, placed=download.from_placed)
+    with pytest.raises(DataError) as refusal:
+        download.cifar10(str(tmp_path))
+    assert f"{path}: checksum is wrong" in str(refusal.value)
+    assert ("it is a web page" in str(refusal.value)) == (damage is web_page)
+    only(monkeypatch, placed=download.from_placed, another=lambda folder: small)
+    assert same(download.cifar10(str(tmp_path)), small)
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped, web_page])
+def test_a_damaged_copy_is_named_and_fetched_again(tmp_path, monkeypatch, capsys, small, damage):
+    only(monkeypatch, another=lambda folder: small)
+    download.cifar10(str(tmp_path))
+    copy = tmp_path / COPY
+    copy.write_bytes(damage(copy.read_bytes()))
+    assert same(download.cifar10(str(tmp_path)), small)
+    assert f"{copy}: " in capsys.readouterr().err
+
+
+def test_wrong_images_from_a_source_are_never_kept(tmp_path, monkeypatch, small):
+    wrong = {**small, "test_labels": small["test_labels"][::-1].copy()}
+    only(monkeypatch, wrong=lambda folder: wrong)
+    with pytest.raises(DataError, match="wrong: checksum of test_labels is wrong"):
+        download.cifar10(str(tmp_path))
+    assert not (tmp_path / COPY).exists()
+
+
+def test_an_archive_that_leaves_its_folder_is_refused(tmp_path, monkeypatch, small):
+    path = tmp_path / NPM_FILE
+    make_npm(path, small, extra=["package/../../evil"])
+    accept(monkeypatch, path)
+    with pytest.raises(DataError, match="evil, which lies outside"):
+        download.read_npm(path)
+
+
+def test_without_any_source_the_message_says_which_file_to_put_where(tmp_path, monkeypatch):
+    def broken(folder):
+        raise DataError("no route to host")
+
+    only(monkeypatch, placed=download.from_placed, npm=broken, hub=broken, authors=broken)
+    with pytest.raises(DataError) as refusal:
+        download.cifar10(str(tmp_path))
+    for word in (OFFICIAL, NPM_FILE, str(tmp_path), "npm: no route to host", "authors: no route to host"):
+        assert word in str(refusal.value)
+
+
+def test_a_full_disk_is_said_as_such(tmp_path, monkeypatch, small):
+    def full(folder):
+        raise OSError(28, "No space left on device")
+
+    only(monkeypatch, first=full, second=lambda folder: small)
+    with pytest.raises(DataError, match="No space left on device; about 400 MB"):
+        download.cifar10(str(tmp_path))
+
+
+COLD = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from lib import download
+
+folder, source = Path(sys.argv[1]), np.load(sys.argv[2])
+arrays = {name: source[name] for name in download.ARRAYS}
+download.ARRAYS = {n: (a.shape, download.hashlib.sha256(a.tobytes()).hexdigest()) for n, a in arrays.items()}
+
+def slow(folder):
+    with open(folder / "fetches", "a") as file:
+        file.write("x")
+    time.sleep(1)
+    return arrays
+
+download.SOURCES = {"slow": slow}
+assert len(download.cifar10(str(folder))["test_labels"]) == 20
+"""
+
+
+def test_of_two_cold_processes_one_fetches_and_both_succeed(tmp_path, small):
+    np.savez(tmp_path / "source.npz", **small)
+    command = [sys.executable, "-c", COLD, str(tmp_path / "data"), str(tmp_path / "source.npz")]
+    processes = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert (tmp_path / "data" / "fetches").read_text() == "x"

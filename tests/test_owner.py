@@ -1,0 +1,43 @@
+"""One owner a run: the second is told who has it, and a killed one leaves no lock."""
+
+import subprocess
+import sys
+
+import pytest
+
+from lib.owner import Locked, OwnerError, holder, own
+
+HOLD = "import sys, time; from pathlib import Path; from lib.owner import own\nwith own(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+
+
+def hold(folder):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_the_second_is_told_who_holds_the_run_and_a_killed_owner_is_forgotten(tmp_path):
+    folder = tmp_path / "k9-p1-seed0"
+    process = hold(folder)
+    with pytest.raises(Locked, match=rf"k9-p1-seed0: locked by pid {process.pid} on ") as refusal, own(folder):
+        pass
+    assert "\n" not in str(refusal.value)
+    assert holder(folder).startswith(f"pid {process.pid} on ")
+    process.kill()
+    process.wait()
+    assert holder(folder) is None
+    with own(folder):
+        pass
+
+
+def test_the_lock_is_free_again_after_an_error(tmp_path):
+    with pytest.raises(ZeroDivisionError), own(tmp_path):
+        1 / 0
+    with own(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OwnerError, match="nothing was trained"), own(tmp_path / "file" / "run"):
+        pass

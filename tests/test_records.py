@@ -1,0 +1,126 @@
+"""Run folders: what is written atomically, what a damaged or foreign record becomes, what `load` tells of each run."""
+
+import json
+
+import made
+import numpy as np
+import pytest
+
+from lib import records
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    made.place(monkeypatch, tmp_path)
+    return made.plan(settings=["kernel-3", "kernel-9", "patch-1"])
+
+
+def result_of(study, name):
+    return records.study_folder(study.name) / "runs" / name / records.RESULT
+
+
+def row(study, name="k3-p1-seed0"):
+    return records.load(study).set_index("run").loc[name]
+
+
+def test_every_run_of_a_study_is_a_row_finished_or_not(study):
+    made.fill(study, skip=["k9-p1-seed0"])
+    table = records.load(study)
+    assert table["run"].tolist() == ["k3-p1-seed0", "k9-p1-seed0"]
+    assert table["status"].tolist() == ["done", "missing"]
+    assert table["settings"].tolist() == [("kernel-3",), ("kernel-9", "patch-1")]
+    assert table["test_acc"].notna().tolist() == [True, False]
+
+
+def test_an_unfinished_and_a_failed_run_say_how_far_they_are(study):
+    folder = result_of(study, "k3-p1-seed0").parent
+    folder.mkdir(parents=True)
+    fingerprint = study.runs[0].params.fingerprint
+    records.write_json(folder / records.PROGRESS, {"fingerprint": fingerprint, "history": [{}, {}]})
+    assert (row(study).status, row(study).epoch, row(study).reason) == ("unfinished", 2, "at epoch 2 of 12")
+    records.write_json(folder / records.FAILURE, {"reason": "the loss is no number", "epoch": 2})
+    assert (row(study).status, row(study).epoch, row(study).reason) == ("failed", 2, "the loss is no number")
+
+
+def no_json(text):
+    return text[:100]
+
+
+def not_a_number(text):
+    return text.replace('"test_loss": ', '"test_loss": NaN, "x": ', 1)
+
+
+def old_schema(text):
+    return json.dumps({**json.loads(text), "schema": 0})
+
+
+def without_history(text):
+    return json.dumps({**json.loads(text), "history": []})
+
+
+def without_accuracy(text):
+    return json.dumps({name: value for name, value in json.loads(text).items() if name != "test_acc"})
+
+
+def a_list(text):
+    return "[]"
+
+
+def other_parameters(text):
+    values = json.loads(text)
+    return json.dumps({**values, "fingerprint": "0" * 16, "params": {**values["params"], "lr": 0.5}})
+
+
+DAMAGE = [
+    (no_json, "not readable as a record"),
+    (not_a_number, "holds NaN"),
+    (old_schema, "schema 0, this code reads 1"),
+    (without_history, "history is empty"),
+    (without_accuracy, "test_acc is missing or no float"),
+    (a_list, "not an object"),
+    (other_parameters, "made with other parameters (lr: 0.5 -> "),
+]
+
+
+@pytest.mark.parametrize("damage, words", DAMAGE)
+def test_a_record_that_cannot_be_used_is_refused_by_name_and_its_numbers_are_not_shown(study, damage, words):
+    made.fill(study)
+    path = result_of(study, "k3-p1-seed0")
+    path.write_text(damage(path.read_text()))
+    refused = row(study)
+    assert refused.status == "refused"
+    assert words in refused.reason and "k3-p1-seed0/result.json" in refused.reason
+    assert np.isnan(refused.test_acc) and refused.record is None
+    assert row(study, "k9-p1-seed0").status == "done"
+
+
+def test_a_value_that_json_cannot_hold_is_not_written(tmp_path):
+    records.write_json(tmp_path / "a.json", {"x": 1})
+    with pytest.raises(ValueError):
+        records.write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert records.read_json(tmp_path / "a.json") == {"x": 1}
+
+
+def test_a_write_that_breaks_off_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    records.write_bytes(tmp_path / "a", b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records.os, "fsync", full)
+    with pytest.raises(OSError):
+        records.write_bytes(tmp_path / "a", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_arrays_are_written_as_the_same_bytes_each_time(tmp_path):
+    for name in ("a", "b"):
+        records.write_arrays(tmp_path / name, {"predicted": np.arange(10, dtype=np.uint8)})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_environment_says_where_a_result_comes_from():
+    environment = records.environment()
+    assert environment["torch"].startswith("2.") and environment["cpu"] and environment["cores"] >= 1
+    assert set(environment) >= {"python", "torchvision", "timm", "commit", "dirty", "system"}
