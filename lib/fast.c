@@ -73,14 +73,27 @@ static void backward_of(const norm *n, long dim, long pixels, float *coef) {
     }
 }
 
-// to[c] = the sum over `count` rows of from[row * step + c], in a fixed order, in double; `to` may be `from`.
-static void add_up(const float *from, long count, long step, long dim, float *to) {
-    for (long c = 0; c < dim; c += LANES) {
+typedef struct {
+    const float *from;
+    long count, step;
+    float *to;
+} addition;
+
+static void add_up_work(void *context, long begin, long end, long group) {
+    const addition *a = context;
+    (void)group;
+    for (long c = begin * LANES; c < end * LANES; c += LANES) {
         double sum[LANES] = {0};
-        for (long i = 0; i < count; i++)
-            for (int l = 0; l < LANES; l++) sum[l] += from[i * step + c + l];
-        for (int l = 0; l < LANES; l++) to[c + l] = (float)sum[l];
+        for (long i = 0; i < a->count; i++)
+            for (int l = 0; l < LANES; l++) sum[l] += a->from[i * a->step + c + l];
+        for (int l = 0; l < LANES; l++) a->to[c + l] = (float)sum[l];
     }
+}
+
+// to[c] = the sum over `count` rows of from[row * step + c], in a fixed order, in double; `to` may be `from`.
+static void add_up(const float *from, long count, long step, long dim, float *to, int threads) {
+    addition a = {from, count, step, to};
+    parallel(add_up_work, &a, dim / LANES, count * dim > 50000 ? threads : 1);
 }
 
 #define T float

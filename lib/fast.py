@@ -66,9 +66,7 @@ def library() -> ctypes.CDLL | None:
         # Every thread pool spins a while before it sleeps, so a second one would take the first one's processors.
         with open("/proc/self/maps") as maps:
             openmp = next(line.split()[-1] for line in maps if "/libgomp" in line or "/libiomp5" in line)
-        team = ctypes.CDLL(openmp)
-        names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
-        compiled.fast_use_team(*(ctypes.cast(getattr(team, name), c_void_p) for name in names))
+        compiled.fast_use_team(ctypes.cast(ctypes.CDLL(openmp).GOMP_parallel, c_void_p))
     return compiled
 
 

@@ -134,61 +134,44 @@ static void *scratch(int slot, size_t bytes) {
 
 // ---------------------------------------------------------------------------------------------- threads
 
-typedef void work_fn(void *context, long begin, long end, int thread);
+// Does the tasks from begin to end (there may be none), which are group number `group`.
+typedef void work_fn(void *context, long begin, long end, long group);
 
 typedef struct {
     work_fn *work;
     void *context;
-    long tasks;
-    int threads, thread;
-} share;
+    long tasks, groups, next;
+} job;
 
 // PyTorch's own OpenMP pool, when it has been found: a second pool would spin against it.
 static void (*team_run)(void (*)(void *), void *, unsigned, unsigned);
-static int (*team_rank)(void), (*team_size)(void);
 
-void fast_use_team(void *run, void *rank, void *size) {
-    team_run = (void (*)(void (*)(void *), void *, unsigned, unsigned))run;
-    team_rank = (int (*)(void))rank;
-    team_size = (int (*)(void))size;
-}
+void fast_use_team(void *run) { team_run = (void (*)(void (*)(void *), void *, unsigned, unsigned))run; }
 
-// Which tasks a thread takes depends on nothing but the number of threads: results repeat bit for bit.
-static void run_share(share *s, int thread) {
-    long begin = s->tasks * thread / s->threads, end = s->tasks * (thread + 1) / s->threads;
-    if (begin < end) s->work(s->context, begin, end, thread);
-}
+// How many parts the tasks are cut in. More than there are threads: when one is held up (a data worker wants its
+// processor too) the others take over its share. What is summed within a group, and in which order the groups are
+// added, does not depend on who does what, so results repeat bit for bit.
+static long groups_for(int threads) { return threads > 1 ? 4 * threads : 1; }
 
-static void run_in_team(void *argument) {
-    share *s = argument;
-    for (int thread = team_rank(); thread < s->threads; thread += team_size()) run_share(s, thread);
-}
-
-static void *run_in_thread(void *argument) {
-    share *s = argument;
-    run_share(s, s->thread);
+static void *take_groups(void *argument) {
+    job *j = argument;
+    for (long g; (g = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED)) < j->groups;) {
+        j->work(j->context, j->tasks * g / j->groups, j->tasks * (g + 1) / j->groups, g);
+    }
     return NULL;
 }
 
+static void take_groups_in_team(void *argument) { take_groups(argument); }
+
 static void parallel(work_fn *work, void *context, long tasks, int threads) {
-    share all = {work, context, tasks, threads, 0};
-    if (threads <= 1) {
-        run_share(&all, 0);
-    } else if (team_run) {
-        team_run(run_in_team, &all, (unsigned)threads, 0);
+    job j = {work, context, tasks, groups_for(threads), 0};
+    if (threads > 1 && team_run) {
+        team_run(take_groups_in_team, &j, (unsigned)threads, 0);
     } else {
         pthread_t others[threads];
-        share shares[threads];
-        int started[threads];
-        for (int i = 1; i < threads; i++) {
-            shares[i] = all;
-            shares[i].thread = i;
-            started[i] = !pthread_create(&others[i], NULL, run_in_thread, &shares[i]);
-        }
-        run_share(&all, 0);
-        for (int i = 1; i < threads; i++) {
-            if (started[i]) pthread_join(others[i], NULL);
-            else run_share(&all, i);
-        }
+        int started = 0;
+        while (started < threads - 1 && !pthread_create(&others[started], NULL, take_groups, &j)) started++;
+        take_groups(&j);
+        while (started > 0) pthread_join(others[--started], NULL);
     }
 }

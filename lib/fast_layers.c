@@ -71,11 +71,11 @@ static void FN(sum_gelu)(float *to, const T *y, long pixels, long dim) {
     store_f32(to + 2 * dim, second);
 }
 
-static void FN(mix_forward_work)(void *context, long begin, long end, int thread) {
+static void FN(mix_forward_work)(void *context, long begin, long end, long group) {
     FN(pass) *pass = context;
     const layer *a = pass->a;
     const FN(shape) *s = &pass->shape;
-    (void)thread;
+    (void)group;
     long dim = a->dim, slabs = dim / LANES, image = s->height * s->width;
     vf *tile = scratch(1, s->height * s->row * sizeof(vf));
     memset(tile, 0, s->height * s->row * sizeof(vf));
@@ -109,10 +109,10 @@ static void FN(normalise)(T *out, const T *u, const float *scale, const float *s
             STORE(out + p * dim + c, load_f32(scale + c) * FN(gelu)(LOAD(u + p * dim + c)) + load_f32(shift + c));
 }
 
-static void FN(lift_forward_work)(void *context, long begin, long end, int thread) {
+static void FN(lift_forward_work)(void *context, long begin, long end, long group) {
     FN(pass) *pass = context;
     const layer *a = pass->a;
-    (void)thread;
+    (void)group;
     FN(cell) *z = scratch(1, PANEL * a->inputs * sizeof *z);
     memset(z, 0, PANEL * a->inputs * sizeof *z);
     for (long panel = begin; panel < end; panel++) {
@@ -126,10 +126,10 @@ static void FN(lift_forward_work)(void *context, long begin, long end, int threa
     }
 }
 
-static void FN(normalise_work)(void *context, long begin, long end, int thread) {
+static void FN(normalise_work)(void *context, long begin, long end, long group) {
     FN(pass) *pass = context;
     const layer *a = pass->a;
-    (void)thread;
+    (void)group;
     for (long panel = begin; panel < end; panel++) {
         long from = panel * PANEL, rows = least(PANEL, pass->pixels - from);
         FN(normalise)((T *)a->out + from * a->dim, (const T *)a->u + from * a->dim, pass->scale2, pass->shift2, rows, a->dim);
@@ -137,7 +137,7 @@ static void FN(normalise_work)(void *context, long begin, long end, int thread) 
 }
 
 // Evaluation without gradients: an image (or a panel of patches) goes through the whole block while it is in the cache.
-static void FN(evaluate_work)(void *context, long begin, long end, int thread) {
+static void FN(evaluate_work)(void *context, long begin, long end, long group) {
     FN(pass) *pass = context;
     const layer *a = pass->a;
     long image = a->kernel ? pass->shape.height * pass->shape.width : PANEL;
@@ -153,7 +153,7 @@ static void FN(evaluate_work)(void *context, long begin, long end, int thread) {
             FN(pass) mix = *pass;
             mix.a = &one;
             mix.partial = NULL;
-            FN(mix_forward_work)(&mix, 0, a->dim / LANES, thread);
+            FN(mix_forward_work)(&mix, 0, a->dim / LANES, group);
         }
         for (long from = start; from < stop; from += PANEL) {
             long rows = least(PANEL, stop - from);
@@ -208,11 +208,11 @@ void FN(fast_forward)(const layer *a) {
 // ---------------------------------------------------------------------------------------------- backward
 
 // Pass 1: sums of dout and of dout GELU(u), the two that BatchNorm's gradient needs.
-static void FN(sum_backward_work)(void *context, long begin, long end, int thread) {
+static void FN(sum_backward_work)(void *context, long begin, long end, long group) {
     FN(pass) *pass = context;
     const layer *a = pass->a;
     long dim = a->dim;
-    (void)thread;
+    (void)group;
     for (long panel = begin; panel < end; panel++) {
         long from = panel * PANEL, rows = least(PANEL, pass->pixels - from);
         const T *dout = (const T *)a->dout + from * dim, *u = (const T *)a->u + from * dim;
@@ -257,13 +257,14 @@ static void FN(sum_products)(float *plain, float *times, const T *d, const T *in
 }
 
 // Pass 2: du, then dz = du W, and what a panel adds to the gradients of W, its bias and the first BatchNorm.
-static void FN(lift_backward_work)(void *context, long begin, long end, int thread) {
+static void FN(lift_backward_work)(void *context, long begin, long end, long group) {
     FN(pass) *pass = context;
     const layer *a = pass->a;
     long dim = a->dim, in = a->inputs;
     vf *du_units = scratch(1, dim * PANEL * 4), *z_units = scratch(2, in * PANEL * 4);
     FN(cell) *du_rows = scratch(3, PANEL * dim * sizeof *du_rows);
-    float *gradient = pass->sums + thread * dim * in;
+    float *gradient = pass->sums + group * dim * in;
+    memset(gradient, 0, dim * in * sizeof(float));
     const float *by_dout = pass->coef, *by_v = by_dout + dim, *constant = by_v + dim;
     for (long panel = begin; panel < end; panel++) {
         long from = panel * PANEL, rows = least(PANEL, pass->pixels - from);
@@ -325,7 +326,7 @@ static vf FN(fill_dy)(vf *tile, vf *even, vf *odd, long dy_row, const T *dz, con
 }
 
 // Pass 3: dy, then dx = its convolution with the flipped kernel + dz, and the gradients of the kernel and its bias.
-static void FN(mix_backward_work)(void *context, long begin, long end, int thread) {
+static void FN(mix_backward_work)(void *context, long begin, long end, long group) {
     enum { GUARD = 2 };  // rows of zeros above and below dy
     FN(pass) *pass = context;
     const layer *a = pass->a;
@@ -335,6 +336,8 @@ static void FN(mix_backward_work)(void *context, long begin, long end, int threa
     size_t tile_size = s->height * s->row * sizeof(vf);
     vf *x_tile = scratch(1, tile_size), *dy_tile = scratch(2, tile_size);
     vf *even = scratch(3, dy_size * sizeof(vf)), *odd = scratch(4, dy_size * sizeof(vf));
+    float *gradient = pass->sums + group * dim * kk;
+    memset(gradient, 0, dim * kk * sizeof(float));
     memset(x_tile, 0, tile_size);
     memset(dy_tile, 0, tile_size);
     memset(even, 0, dy_size * sizeof(vf));
@@ -347,7 +350,7 @@ static void FN(mix_backward_work)(void *context, long begin, long end, int threa
         FN(fill_tile)(x_tile, (const T *)a->x + at, s, dim);
         vf sum = FN(fill_dy)(dy_tile, even, odd, dy_row, dz, (const T *)a->y + at, pass->coef + c, dim, s);
         store_f32(pass->partial + b * dim + c, sum);
-        FN(correlate)(x_tile, even, odd, s, dy_row, (vf *)(pass->sums + thread * dim * kk) + slab * kk);
+        FN(correlate)(x_tile, even, odd, s, dy_row, (vf *)gradient + slab * kk);
         FN(convolve)(dy_tile, pass->taps + slab * s->kernel * s->taps * UNIT, s, splat(0), dz, (T *)a->dx + at, dim);
     }
 }
@@ -361,7 +364,7 @@ void FN(fast_backward)(const layer *a) {
 
     long chunks = most(a->batch, pass.panels);
     size_t taps = dim * a->kernel * s->taps * UNIT * sizeof(float), weight = dim * in * sizeof(float);
-    size_t lift_sums = threads * weight, mix_sums = threads * dim * kk * sizeof(float);
+    size_t groups = groups_for(threads), lift_sums = groups * weight, mix_sums = groups * dim * kk * sizeof(float);
     size_t sums = (size_t)most((long)lift_sums, (long)mix_sums);
     char *memory = scratch(0, taps + weight + sums + (5 + 3 * chunks) * dim * sizeof(float));
     vf *packed_taps = (vf *)memory, *packed_weight = (vf *)(memory + taps);
@@ -378,23 +381,21 @@ void FN(fast_backward)(const layer *a) {
     if (a->kernel) affine_of(&a->norm1, dim, pass.scale1, pass.shift1);
 
     parallel(FN(sum_backward_work), &pass, pass.panels, threads);
-    add_up(pass.partial, pass.panels, 2 * dim, dim, a->norm2.d_bias);
-    add_up(pass.partial + dim, pass.panels, 2 * dim, dim, a->norm2.d_weight);
+    add_up(pass.partial, pass.panels, 2 * dim, dim, a->norm2.d_bias, threads);
+    add_up(pass.partial + dim, pass.panels, 2 * dim, dim, a->norm2.d_weight, threads);
     backward_of(&a->norm2, dim, pass.pixels, pass.coef);
 
-    memset(pass.sums, 0, lift_sums);
     parallel(FN(lift_backward_work), &pass, pass.panels, threads);
-    add_up(pass.partial, pass.panels, 3 * dim, dim, a->d_lift_bias);
-    add_up(pass.sums, threads, dim * in, dim * in, a->d_lift_weight);
+    add_up(pass.partial, pass.panels, 3 * dim, dim, a->d_lift_bias, threads);
+    add_up(pass.sums, groups, dim * in, dim * in, a->d_lift_weight, threads);
     if (!a->kernel) return;
-    add_up(pass.partial + dim, pass.panels, 3 * dim, dim, a->norm1.d_bias);
-    add_up(pass.partial + 2 * dim, pass.panels, 3 * dim, dim, a->norm1.d_weight);
+    add_up(pass.partial + dim, pass.panels, 3 * dim, dim, a->norm1.d_bias, threads);
+    add_up(pass.partial + 2 * dim, pass.panels, 3 * dim, dim, a->norm1.d_weight, threads);
     backward_of(&a->norm1, dim, pass.pixels, pass.coef);
 
-    memset(pass.sums, 0, mix_sums);
     parallel(FN(mix_backward_work), &pass, a->batch * (dim / LANES), threads);
-    add_up(pass.partial, a->batch, dim, dim, a->d_mix_bias);
-    add_up(pass.sums, threads, dim * kk, dim * kk, pass.sums);
+    add_up(pass.partial, a->batch, dim, dim, a->d_mix_bias, threads);
+    add_up(pass.sums, groups, dim * kk, dim * kk, pass.sums, threads);
     for (long c = 0; c < dim; c++)
         for (long i = 0; i < kk; i++)
             a->d_mix_weight[c * kk + i] = pass.sums[(c / LANES * kk + i) * LANES + c % LANES];
