@@ -1,0 +1,173 @@
+"""One run from parameters to record: finished once, never mixed, and a failure leaves its reason."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from lib import records, run, train
+from lib.checkpoint import CheckpointError
+from lib.model import ConvMixer, count_parameters
+from lib.owner import Locked, own
+from lib.params import NUMERICS, ParameterError
+from lib.records import RecordError
+from lib.train import TrainingError
+
+
+def silent(text):
+    pass
+
+
+@pytest.fixture
+def folder(reports, tiny):
+    return records.run_folder(tiny())
+
+
+def test_the_record_holds_what_the_report_needs_and_agrees_with_itself(reports, tiny, cifar, folder):
+    record = run.run(tiny(), silent)
+    assert record == records.read_result(folder / records.RESULT)
+    assert record["fingerprint"] == tiny().fingerprint and record["numerics"] == NUMERICS
+    assert record["parameters"] == count_parameters(ConvMixer(8, 1, 3, 8))
+    assert (record["train_images"], record["val_images"], len(record["history"])) == (320, 200, 2)
+    saved = np.load(folder / records.PREDICTIONS)
+    right = saved["predicted"] == cifar["test_labels"]
+    assert np.array_equal(saved["labels"], cifar["test_labels"])
+    assert record["test_acc"] == pytest.approx(100 * right.mean())
+    assert np.mean(list(record["per_class_acc"].values())) == pytest.approx(record["test_acc"])
+    model = ConvMixer(8, 1, 3, 8)
+    model.load_state_dict(safetensors.torch.load_file(folder / records.WEIGHTS))
+    batches = train.data.plain_batches(cifar["test_images"], cifar["test_labels"], 1000)
+    again = train.evaluate(model, model, torch.device("cpu"), batches)
+    assert again["acc"] == pytest.approx(record["test_acc"], abs=0.02)  # the plain layers round otherwise
+
+
+def test_a_finished_run_keeps_only_what_is_needed(reports, tiny, folder):
+    run.run(tiny(), silent)
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert names == {records.RESULT, records.PREDICTIONS, records.WEIGHTS}
+
+
+def test_a_finished_run_is_skipped_and_its_record_unchanged(reports, tiny, folder, monkeypatch):
+    run.run(tiny(), silent)
+    before = (folder / records.RESULT).read_bytes()
+    monkeypatch.setattr(run, "fit", None)  # would fail if it were called
+    told = []
+    run.run(tiny(), told.append)
+    assert (folder / records.RESULT).read_bytes() == before
+    assert "finished before" in told[0]
+
+
+def test_force_trains_again_and_keeps_the_old_record_until_the_new_one_is_there(reports, tiny, folder, monkeypatch):
+    run.run(tiny(), silent)
+    before = (folder / records.RESULT).read_bytes()
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_record", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run.run(tiny(force=True), silent)
+    assert (folder / records.RESULT).read_bytes() == before
+    assert run.run(tiny(force=True), silent)["resumed"] == 1  # it goes on with the forced training
+    assert (folder / records.RESULT).read_bytes() != before
+
+
+def test_a_record_of_other_parameters_is_refused_with_the_difference(reports, tiny, folder):
+    run.run(tiny(), silent)
+    path = folder / records.RESULT
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "fingerprint": "0" * 16, "params": {**values["params"], "lr": 0.5}}))
+    with pytest.raises(RecordError, match=r"made with other parameters \(lr: 0.5 -> 0.01\)"):
+        run.run(tiny(), silent)
+
+
+def interrupted(p):
+    """Trains `p` until its first epoch is saved."""
+
+    def say(text):
+        if "epoch 1/" in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.run(p, say)
+
+
+@pytest.mark.parametrize(
+    "change, words", [({"lr": 0.02}, "lr: 0.01 -> 0.02"), ({"numerics": NUMERICS + 1}, f"numerics: {NUMERICS} -> ")]
+)
+def test_a_checkpoint_of_other_parameters_or_numerics_is_refused_with_the_difference(
+    reports, tiny, folder, monkeypatch, change, words
+):
+    interrupted(tiny())
+    if "numerics" in change:
+        for module in (train, run, records, __import__("lib.params", fromlist=["params"])):
+            monkeypatch.setattr(module, "NUMERICS", change["numerics"])
+        p = tiny()
+    else:
+        p = tiny(**change)
+        monkeypatch.setattr(records, "run_folder", lambda p: folder)  # as if the study's file had been changed
+    with pytest.raises(CheckpointError, match=words):
+        run.run(p, silent)
+
+
+def test_an_interrupted_run_goes_on_and_counts_it(reports, tiny, folder):
+    interrupted(tiny())
+    assert not (folder / records.RESULT).exists() and not (folder / records.FAILURE).exists()
+    told = []
+    record = run.run(tiny(), told.append)
+    assert record["resumed"] == 1 and "going on from epoch 2 of 2" in told[0]
+
+
+def test_a_loss_that_is_no_number_stops_with_the_place_and_the_last_good_checkpoint(reports, tiny, folder, monkeypatch):
+    steps, real = [], train.train_step
+
+    def broken(*arguments):
+        steps.append(1)
+        loss = real(*arguments)
+        return loss * float("nan") if len(steps) == 8 else loss  # of 5 steps an epoch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_step", broken)
+        with pytest.raises(TrainingError, match="no longer a number at epoch 2, step 3 of 5: lower lr"):
+            run.run(tiny(), silent)
+    failure = records.read_json(folder / records.FAILURE)
+    assert "epoch 2, step 3" in failure["reason"] and failure["epoch"] == 1
+    record = run.run(tiny(), silent)  # from the checkpoint of epoch 1
+    assert record["resumed"] == 1 and not (folder / records.FAILURE).exists()
+
+
+def test_out_of_memory_says_what_to_lower(reports, tiny, monkeypatch):
+    def hungry(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+
+    monkeypatch.setattr(run, "fit", hungry)
+    with pytest.raises(TrainingError, match=r"out of memory: lower batch_size \(64\), dim \(8\) or depth \(1\)"):
+        run.run(tiny(), silent)
+
+
+def test_a_disk_without_room_is_found_before_training(reports, tiny, monkeypatch):
+    usage = type("Usage", (), {"free": 1e6})
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(TrainingError, match="1 MB free, 20 MB needed; nothing was trained"):
+        run.run(tiny(), silent)
+
+
+def test_a_run_that_is_held_is_left_alone(reports, tiny, folder):
+    with own(folder), pytest.raises(Locked, match="locked by pid"):
+        run.run(tiny(), silent)
+
+
+def test_an_augmentation_that_cannot_be_parsed_is_refused_before_anything_is_written(reports, tiny):
+    with pytest.raises(ParameterError, match="randaugment=rand-m99: give "):
+        run.run(tiny(randaugment="rand-m99"), silent)
+    assert not reports.exists()
+
+
+def test_the_announcement_says_how_long_and_how_to_ask_for_less(reports, tiny, monkeypatch):
+    assert "about " in run.announce(tiny()) and "Smaller" not in run.announce(tiny())
+    monkeypatch.setattr(run, "estimate", lambda p: 40_000)
+    assert "about 11 h 07 min here on cpu" in run.announce(tiny())
+    assert "Smaller: -f params/studies/smoke.yaml" in run.announce(tiny())

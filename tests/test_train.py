@@ -1,0 +1,167 @@
+"""The loop: the same seed gives the same bits, the schedules are the published ones, selection does what it says."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lib import train
+from lib.model import ConvMixer
+from lib.params import Params
+from lib.train import TrainingError, estimate, evaluate, fit, make_optimizer, pick_device, schedule, span
+
+TIMES = ("seconds", "images_per_second")
+
+
+def computed(history):
+    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in history]
+
+
+def trained(p, cifar, folder):
+    folder.mkdir()
+    return fit(p, cifar, folder, say=lambda text: None)
+
+
+def same(a, b):
+    weights, others = a.model.state_dict(), b.model.state_dict()
+    return (
+        all(torch.equal(weights[name], others[name]) for name in weights)
+        and computed(a.history) == computed(b.history)
+        and np.array_equal(a.test["predicted"], b.test["predicted"])
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path, cifar, tiny, dtype, fast):
+    first = trained(tiny(dtype=dtype, fast=fast), cifar, tmp_path / "first")
+    again = trained(tiny(dtype=dtype, fast=fast), cifar, tmp_path / "again")
+    other = trained(tiny(dtype=dtype, fast=fast, seed=1), cifar, tmp_path / "other")
+    assert same(first, again)
+    assert not same(first, other)
+
+
+def test_workers_change_nothing(tmp_path, cifar, tiny):
+    assert same(
+        trained(tiny(), cifar, tmp_path / "none"), trained(tiny(workers=2), cifar, tmp_path / "two")
+    )  # fmt: skip
+
+
+def test_it_learns(tmp_path, cifar, tiny):
+    p = tiny(patch=4, dim=32, epochs=3, train_size=2000, mixup=0, cutmix=0, erasing=0, randaugment="none", lr=0.02)
+    result = trained(p, cifar, tmp_path / "run")
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    assert result.history[-1]["train_acc"] > 25 and result.test["acc"] > 25  # chance is 10
+
+
+@pytest.mark.parametrize("p, epochs", [({"select": "last"}, [3]), ({"select": "best_val"}, [1, 2, 3])])
+def test_the_selected_epoch_is_the_one_asked_for(tmp_path, cifar, tiny, p, epochs):
+    result = trained(tiny(epochs=3, **p), cifar, tmp_path / "run")
+    assert result.selected_epoch in epochs
+    if p["select"] == "best_val":
+        scores = [entry["val_acc"] for entry in result.history]
+        assert result.selected_epoch == 1 + int(np.argmax(scores))  # the first of equals
+
+
+def test_the_leak_is_in_the_history_only_where_it_is_asked_for(tmp_path, cifar, tiny):
+    leak = trained(tiny(select="best_test", val_size=0), cifar, tmp_path / "leak")
+    assert max(entry["test_acc"] for entry in leak.history) == leak.test["acc"]
+    assert leak.last_test["acc"] == leak.history[-1]["test_acc"]
+    assert leak.history[0]["val_acc"] is None
+    honest = trained(tiny(), cifar, tmp_path / "honest")
+    assert "test_acc" not in honest.history[0]
+
+
+def test_the_model_handed_back_has_the_selected_weights(tmp_path, cifar, tiny):
+    p = tiny(epochs=3, select="best_test", val_size=0, lr=0.05)
+    result = trained(p, cifar, tmp_path / "run")
+    batches = train.data.plain_batches(cifar["test_images"], cifar["test_labels"], 500)
+    again = evaluate(result.model, lambda images: result.model(images).float(), torch.device("cpu"), batches)
+    assert again["acc"] == pytest.approx(result.test["acc"], abs=0.02)
+
+
+def test_evaluation_counts_every_image_once(cifar):
+    model = ConvMixer(4, 1, 3, 8)
+    forward = lambda images: nn.functional.one_hot(torch.full((len(images),), 3), 10).float()  # noqa: E731
+    batches = train.data.plain_batches(cifar["test_images"], cifar["test_labels"], 333)
+    result = evaluate(model, forward, torch.device("cpu"), batches)
+    assert result["acc"] == 10.0 and len(result["predicted"]) == 10_000 and set(result["predicted"]) == {3}
+    logits = torch.zeros(1, 10)
+    logits[0, 3] = 1
+    expected = np.mean([nn.functional.cross_entropy(logits, torch.tensor([c])).item() for c in range(10)])
+    assert result["loss"] == pytest.approx(expected, rel=1e-6)
+    assert model.training
+
+
+@pytest.mark.parametrize("t, share", [(0, 0), (0.2, 0.5), (0.4, 1), (0.6, 0.525), (0.8, 0.05), (0.9, 0.025), (1, 0)])
+def test_triangular_is_the_originals(t, share):
+    assert schedule("triangular", t) == pytest.approx(share)
+
+
+def test_cosine_and_onecycle_are_torchs():
+    parameter = [nn.Parameter(torch.zeros(1))]
+    optimizer = torch.optim.SGD(parameter, lr=1.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
+    for step in range(100):
+        assert schedule("cosine", step / 100) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-6)
+        optimizer.step()
+        theirs.step()
+    optimizer = torch.optim.SGD(parameter, lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=1001)
+    for step in range(1000):  # theirs peaks one step before 30 %
+        assert schedule("onecycle", step / 1000) == pytest.approx(optimizer.param_groups[0]["lr"], abs=0.006)
+        optimizer.step()
+        theirs.step()
+    assert schedule("constant", 0.7) == 1
+
+
+def test_the_learning_rate_of_a_run_is_its_schedule(tmp_path, cifar, tiny):
+    result = trained(tiny(schedule="triangular", lr=0.1, batch_size=320), cifar, tmp_path / "run")
+    assert [entry["lr"] for entry in result.history] == pytest.approx([0.1 * 0.625, 0.1 * 0.16875])
+
+
+def test_decay_of_1d_parameters_can_be_left_out():
+    model = ConvMixer(8, 1, 3, 4)
+    count = sum(1 for w in model.parameters())
+    for decay_1d, expected in ((True, 0.01), (False, 0.0)):
+        groups = make_optimizer(Params(decay_1d=decay_1d), model).param_groups
+        assert sum(len(group["params"]) for group in groups) == count
+        assert {group["weight_decay"] for group in groups if group["params"][0].ndim == 1} == {expected}
+        assert {group["weight_decay"] for group in groups if group["params"][0].ndim > 1} == {0.01}
+
+
+def test_clipping_bounds_the_step(cifar, tiny):
+    p = tiny(clip=1e-3)
+    model, forward, _ = train.build(p, torch.device("cpu"))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    images, targets = torch.randn(8, 3, 32, 32), torch.eye(10)[:8]
+    train.train_step(p, forward, model, make_optimizer(p, model), scaler, images, targets)
+    assert torch.cat([w.grad.flatten() for w in model.parameters()]).norm() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_device_that_is_not_there_is_said():
+    if not torch.cuda.is_available():
+        with pytest.raises(TrainingError, match="device=cuda: there is none here, give device=cpu or auto"):
+            pick_device("cuda")
+
+
+def test_half_precision_without_cuda_is_said(tiny):
+    with pytest.raises(TrainingError, match="dtype=float16: not trained on cpu"):
+        train.build(tiny(dtype="float16"), torch.device("cpu"))
+
+
+def test_an_estimate_is_a_time(tiny):
+    assert 0 < estimate(tiny()) < 600
+    assert estimate(tiny(epochs=2000)) > 10 * estimate(tiny(epochs=2))
+
+
+def test_times_for_people():
+    assert [span(s) for s in (45, 600, 12_000)] == ["45 s", "10 min", "3 h 20 min"]
+
+
+def test_compiled_and_plain_agree(cifar, tiny):
+    plain = train.build(tiny(fast=False), torch.device("cpu"))[1]
+    compiled, note = train.build(tiny(compile=True), torch.device("cpu"))[1:]
+    images = torch.randn(8, 3, 32, 32)
+    assert note == "compile=True"
+    torch.testing.assert_close(compiled(images), plain(images), rtol=1e-4, atol=1e-5)
