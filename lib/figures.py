@@ -62,14 +62,14 @@ def workflow(study: Study, runs: pd.DataFrame) -> Figure:
     digests = sorted({record["data_digest"] for record in runs["record"].dropna()})
     base = study.base
     training = base.train_size or TRAIN_IMAGES - base.val_size
-    seeds = "seed" if len(study.seeds) == 1 else "seeds"
     counts = f"{training:,} training, {base.val_size:,} validation, {paper.TEST_IMAGES:,} test images"
     params, shown = studies.PARAMS.relative_to(root), folder.relative_to(records.REPORTS.parent)
+    named = ", ".join([*settings[:3], *(["…"] if len(settings) > 3 else [])])
+    asked = f"{_count(settings, 'setting')} × {_count(study.seeds, 'seed')}: {_count(study.runs, 'different run')}"
     stages = [
-        ("CIFAR-10", [counts, *(f"digest {digest[:24]}…" for digest in digests)]),
-        ("Parameters", [f"{params}/studies/{study.name}.yaml", f"{params}/settings/: {len(settings)} settings"]),
-        ("Runs", ["papermill, notebooks/train.ipynb, lib/", f"{len(settings)} settings × {len(study.seeds)} {seeds}:"
-                  f" {len(study.runs)} different runs"]),
+        ("CIFAR-10", [counts, *(f"digest {digest[:24]}" for digest in digests)]),
+        ("Parameters", [f"{params}/studies/{study.name}.yaml", f"{params}/settings/: {named}"]),
+        ("Runs", ["papermill, notebooks/train.ipynb, lib/", asked]),
         ("Records", [f"{shown}/runs/<run>/{records.RESULT}", f"{done} of {len(runs)} runs are finished"]),
         ("Summary", ["notebooks/summary.ipynb", "lib/tables.py, lib/stats.py, lib/figures.py, lib/words.py"]),
         ("Report", [f"{shown}/index.html", "figures/ (PNG, SVG) and tables/ (CSV) beside it"]),
@@ -90,9 +90,9 @@ def workflow(study: Study, runs: pd.DataFrame) -> Figure:
 
 @_styled
 def learning_rates(runs: pd.DataFrame) -> Figure | None:
-    """Fig. 2: validation accuracy by epoch, a line for each learning rate of the sweep."""
+    """Fig. 2: validation accuracy (or what the study watches instead) by epoch, a line for each learning rate."""
     curves, table = tables.history(runs), tables.sweep(runs)
-    curves = curves.dropna(subset=["val_acc"])
+    curves = curves.dropna(subset=["watched"])
     figure, (axes,) = _new(3.4)
     told = []
     looks = [(BLUE, "o"), (ORANGE, "s"), (GREEN, "D"), (PURPLE, "^"), (GREY, "v")]
@@ -100,7 +100,7 @@ def learning_rates(runs: pd.DataFrame) -> Figure | None:
         mine = curves[[row.setting in names for names in curves["settings"]]]
         if mine.empty:
             continue
-        _curve(axes, mine, "val_acc", f"{row.lr:g}, n={row.n}", color=color, marker=marker)
+        _curve(axes, mine, "watched", f"{row.lr:g}, n={row.n}", color=color, marker=marker)
         told.append(f"{row.lr:g} ends at {row.ours:.1f} %")
         if row.study > 0:
             hollow = {"mfc": "white", "mec": color, "linestyle": "", "marker": marker, "markersize": 8}
@@ -108,11 +108,12 @@ def learning_rates(runs: pd.DataFrame) -> Figure | None:
     if not told:
         return None
     axes.plot([], [], "o", mfc="white", mec=GREY, markersize=8, label="the study's end point")
-    axes.set(xlabel="epoch", ylabel="validation accuracy (%)")
+    images = " and ".join(table["images"].unique())
+    axes.set(xlabel="epoch", ylabel=f"{images} accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _say_floor(axes)
     figure.legend(loc="outside upper center", ncols=2, title="learning rate")
-    return _described(figure, f"Validation accuracy by epoch for each learning rate: {'; '.join(told)}.")
+    return _described(figure, f"{images.capitalize()} accuracy by epoch for each learning rate: {'; '.join(told)}.")
 
 
 @_styled
@@ -126,6 +127,10 @@ def baseline(runs: pd.DataFrame) -> Figure | None:
     for part, name, look in (("train", "training", STUDY), ("val", "validation", OURS)):
         _curve(loss, curves, f"{part}_loss", None, color=look["color"], linestyle=look["linestyle"])
         _curve(accuracy, curves, f"{part}_acc", f"{name}, no augmentation", **look)
+    if "test_acc" in curves:
+        _curve(
+            accuracy, curves, "test_acc", "test, watched every epoch: a leak", color=PURPLE, marker="^", linestyle="-."
+        )
     loss.set(ylabel="loss", ylim=(0, None))
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
     accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -211,6 +216,10 @@ def _say_floor(axes) -> None:
         axes.set_ylim(low)
         place = {"xy": (0, 1), "xytext": (2, 3), "textcoords": "offset points", "xycoords": "axes fraction"}
         axes.annotate(f"axis starts at {low:.0f} %", **place, fontsize=8, color=GREY)
+
+
+def _count(things, word: str) -> str:
+    return f"{len(things)} {word}" + ("" if len(things) == 1 else "s")
 
 
 def _described(figure: Figure, text: str) -> Figure:

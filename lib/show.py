@@ -17,7 +17,8 @@ from lib import figures
 COLUMNS = {
     "part": ("part", "{}"), "run": ("run", "{}"), "settings": ("settings", "{}"), "setting": ("setting", "{}"),
     "kernel": ("k", "{:.0f}"), "patch": ("p", "{:.0f}"), "lr": ("learning rate", "{:g}"), "seed": ("seed", "{}"),
-    "step": ("step", "{}"), "train_batch": ("train batch", "{}"), "test_batch": ("test batch", "{}"),
+    "step": ("step", "{}"), "images": ("images", "{}"), "train_batch": ("train batch", "{}"),
+    "test_batch": ("test batch", "{}"),
     "epochs": ("epochs", "{}"), "selected_epoch": ("selected epoch", "{:.0f}"),
     "ours": ("ours (%)", "{:.2f}"), "difference": ("ours", "{:+.2f}"), "n": ("n", "{}"),
     "last_epoch": ("last epoch (%)", "{:.2f}"), "selected": ("selected epoch (%)", "{:.2f}"),
@@ -40,9 +41,9 @@ COLUMNS = {
     "status": ("status", "{}"), "reason": ("reason", "{}"),
 }  # fmt: skip
 OPTIONAL = ("p", "smallest_p", "images_p", "reason", "published")  # left out of the page where they are empty
-WORDS = ("part", "run", "settings", "setting", "step", "status", "reason", "parameter", "as_written", "here",
+WORDS = ("part", "run", "images", "settings", "setting", "step", "status", "reason", "parameter", "as_written", "here",
          "fact", "value", "published", "train_batch", "test_batch")  # fmt: skip
-SHORT = ("part", "run", "setting", "step", "fact", "parameter")  # never broken over two lines
+SHORT = ("part", "run", "images", "setting", "step", "fact", "parameter")  # never broken over two lines
 
 
 def say(*sentences: str) -> None:

@@ -55,6 +55,12 @@ def ablation(runs: pd.DataFrame, what: str) -> list[str]:
     return sorted(names, key=lambda name: (_size(name), name))
 
 
+def ablation_runs(runs: pd.DataFrame, what: str) -> pd.DataFrame:
+    """The runs that an ablation shows, each once."""
+    names = set(ablation(runs, what))
+    return runs[[bool(names & set(settings)) for settings in runs["settings"]]]
+
+
 def baseline_setting(runs: pd.DataFrame) -> str:
     """The setting whose run is the baseline k=9, p=1: two ablations share it, this study may have only one."""
     present = {name for names in runs["settings"] for name in names}
@@ -74,7 +80,7 @@ def status(rows: pd.DataFrame) -> str:
     Why a record was refused is long: every_run has it.
     """
     if rows.empty:
-        return "not in this study"
+        return "not asked for"
     done, left = rows[rows["status"] == "done"], rows[rows["status"] != "done"]
     if left.empty:
         return "done"
@@ -206,27 +212,39 @@ def predictions(row) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def history(runs: pd.DataFrame) -> pd.DataFrame:
-    """Every epoch of every finished run, one row each: run, settings, seed, base_lr and the record's entries."""
+    """Every epoch of every finished run, one row each: run, settings, seed, watched and the record's entries.
+
+    `watched` is the accuracy that could be seen while training: validation, or test where a study watches that.
+    """
     rows = [
-        {"run": row.run, "settings": row.settings, "seed": row.seed, "base_lr": row.lr, **epoch}
+        {"run": row.run, "settings": row.settings, "seed": row.seed, "watched": _watched(epoch), **epoch}
         for row in runs[runs["status"] == "done"].itertuples()
         for epoch in row.record["history"]
     ]
-    names = ("run", "settings", "seed", "base_lr", "epoch", "loss", "train_loss", "train_acc", "val_loss", "val_acc")
+    names = ("run", "settings", "seed", "watched", "epoch", "loss", "train_loss", "train_acc", "val_loss", "val_acc")
     return pd.DataFrame(rows, columns=None if rows else list(names))
 
 
+def _watched(epoch: dict) -> float:
+    found = (epoch[name] for name in ("val_acc", "test_acc") if epoch.get(name) is not None)
+    return next(found, np.nan)
+
+
 def sweep(runs: pd.DataFrame) -> pd.DataFrame:
-    """Fig. 2 as a table: validation accuracy at the end of the sweep, by learning rate."""
+    """Fig. 2 as a table: validation accuracy at the end of the sweep, by learning rate.
+
+    A study without a validation split that watches the test set has that instead, and `images` says so.
+    """
     rows = []
     for setting in ablation(runs, "lr"):
         group = of_setting(runs, setting)
-        last = [record["history"][-1].get("val_acc") for record in group["record"].dropna()]
-        ours = stats.mean([value for value in last if value is not None])
+        last = [record["history"][-1] for record in group["record"].dropna()]
+        ours = stats.mean([value for value in map(_watched, last) if not np.isnan(value)])
         rate = float(group.iloc[0]["lr"])
         rows.append({
-            "setting": setting, "lr": rate, "epochs": int(group.iloc[0]["epochs"]), "ours": ours.mean,
-            "half": ours.half, "n": ours.n, "seeds": len(group), "status": status(group),
+            "setting": setting, "lr": rate, "epochs": int(group.iloc[0]["epochs"]),
+            "images": "test" if any(epoch.get("val_acc") is None for epoch in last) else "validation",
+            "ours": ours.mean, "half": ours.half, "n": ours.n, "seeds": len(group), "status": status(group),
             "study": paper.SWEEP.get(rate, np.nan), "study_epochs": paper.SWEEP_EPOCHS,
         })  # fmt: skip
     return pd.DataFrame(rows)
@@ -265,8 +283,7 @@ def compute(runs: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for what, name in (("kernel", "kernel size ablation"), ("patch", "patch size ablation"), ("lr", "learning rates")):
-        names = set(ablation(runs, what))
-        rows.append(_cost(name, runs[[bool(names & set(s)) for s in runs["settings"]]], paper.COMPUTE.get(what)))
+        rows.append(_cost(name, ablation_runs(runs, what), paper.COMPUTE.get(what)))
     return pd.DataFrame([*rows, _cost("all runs, each once", runs, None)])
 
 

@@ -22,11 +22,12 @@ CHOICE = {
 def short(study: Study, runs: pd.DataFrame) -> list[str]:
     """The report in a few sentences: what is there, the baseline, both trends, the cost."""
     said = [*progress(study, runs), *baseline(runs)[:1]]
-    for what in ("kernel", "patch") if (runs["status"] == "done").any() else ():
+    shown = [what for what in ("kernel", "patch") if tables.ablation_runs(runs, what)["status"].eq("done").any()]
+    for what in shown:
         said += [
             f"{what.capitalize()} size: {sentence[0].lower()}{sentence[1:]}" for sentence in ablation(runs, what)[:1]
         ]
-    return said + compute(runs)[:1]
+    return said + others(runs) + compute(runs)[:1]
 
 
 # What was asked for and what is there
@@ -36,7 +37,10 @@ def progress(study: Study, runs: pd.DataFrame) -> list[str]:
     """How many runs are finished, which are not, and the command that trains them."""
     done, left = runs[runs["status"] == "done"], runs[runs["status"] != "done"]
     if left.empty:
-        return [f"All {_count(len(runs), 'run')} of `{study.name}` are finished."]
+        which = (
+            "The one run of `{}` is finished." if len(runs) == 1 else f"All {len(runs)} runs of `{{}}` are finished."
+        )
+        return [which.format(study.name)]
     command = f"`make runs STUDY={study.name}`"
     if done.empty and (left["status"] == "missing").all():
         return [
@@ -99,9 +103,10 @@ def learning_rate(study: Study, runs: pd.DataFrame) -> list[str]:
     agree = "as in the study" if np.isclose(best["lr"], theirs) else f"where the study's best is {theirs:g}"
     used = "use that rate" if np.isclose(best["lr"], study.base.lr) else f"use {study.base.lr:g} instead"
     seeds = _doubt(min(best["n"], second["n"]))
+    lead = best["ours"] - second["ours"]
     return [
-        f"Of {len(table)} learning rates, {best['lr']:g} ends highest, {agree}: {best['ours']:.2f} % on the validation "
-        f"images (n={best['n']}), {best['ours'] - second['ours']:.2f} points above {second['lr']:g}.{seeds}",
+        f"Of {len(table)} learning rates, {best['lr']:g} ends highest, {agree}: {best['ours']:.2f} % on the "
+        f"{best['images']} images (n={best['n']}), {lead:.2f} points above {second['lr']:g}.{seeds}",
         f"The other runs here {used}.",
     ]
 
@@ -230,6 +235,16 @@ def comparison(runs: pd.DataFrame) -> list[str]:
     alike, pairs = stats.same_order(table["ours"], table["original"])
     if pairs:
         said.append(f"{alike} of {pairs} pairs of configurations are ordered as in the original.")
+    return said
+
+
+def others(runs: pd.DataFrame) -> list[str]:
+    """Each finished setting that is in no table of the study, beside what was published for its k and p."""
+    said = []
+    for row in tables.others(runs).to_dict("records"):
+        beside = f"; published elsewhere for its k and p: {row['published']}" if row["published"] else ""
+        if row["n"]:
+            said.append(f"`{row['setting']}` reaches {_value(row)}{beside}.")
     return said
 
 

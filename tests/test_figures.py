@@ -1,8 +1,8 @@
 """Each figure is drawn from data, says what it shows, and is the same to the byte when drawn again."""
 
-import made
 import pytest
 
+import made
 from lib import figures, records, tables
 
 OF_RUNS = (figures.learning_rates, figures.baseline, figures.kernel, figures.patch)

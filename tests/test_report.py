@@ -11,9 +11,9 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-import made
 import pytest
 
+import made
 from lib import report
 from lib.study import ROOT
 

@@ -3,12 +3,12 @@
 import json
 import re
 
-import made
 import numpy as np
 import pandas as pd
 import pytest
 
-from lib import paper, records, show, tables, words
+import made
+from lib import figures, paper, records, show, tables, words
 
 EVERY = (
     tables.baseline, tables.kernel, tables.patch, tables.overall, tables.others, tables.sweep, tables.selection,
@@ -98,8 +98,9 @@ def test_a_new_setting_is_a_row_without_published_figures(home):
     runs = runs_of(made.plan(settings=["kernel-9", "kernel-11", "narrow"]))
     table = tables.kernel(runs)
     assert list(table["setting"]) == [*(f"kernel-{k}" for k in paper.KERNELS), "kernel-11"]
-    assert list(table["status"]) == ["not in this study"] * 3 + ["done"] * 2
+    assert list(table["status"]) == ["not asked for"] * 3 + ["done"] * 2
     assert np.isnan(table.iloc[-1]["study"]) and table.iloc[-1]["ours"] > 0
+    assert words.others(runs)[0].startswith("`narrow` reaches ") and "92.60 (locuslab" in words.others(runs)[0]
     (other,) = tables.others(runs).to_dict("records")
     assert other["setting"] == "narrow" and "92.60 (locuslab" in other["published"]
 
@@ -139,6 +140,19 @@ def test_no_validation_split(home):
     runs = records.load(study)
     assert tables.sweep(runs)["ours"].isna().all() and words.learning_rate(study, runs) == []
     assert words.baseline(runs) and tables.kernel(runs)["ours"].notna().all()
+
+
+def test_a_sweep_that_watches_the_test_set_says_so(home):
+    study = made.plan(val_size=0, select="best_test")
+    for run in study.runs:
+        record = made.record(run, leak=True)
+        history = [epoch | {"val_loss": None, "val_acc": None} for epoch in record["history"]]
+        made.write(study, run, record | {"history": history})
+    runs = records.load(study)
+    assert (tables.sweep(runs)["images"] == "test").all()
+    assert "% on the test images" in words.learning_rate(study, runs)[0]
+    assert figures.learning_rates(runs).axes[0].get_ylabel() == "test accuracy (%)"
+    assert "a leak" in " ".join(text.get_text() for text in figures.baseline(runs).legends[0].get_texts())
 
 
 def test_no_runs_name_the_command(home):
