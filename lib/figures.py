@@ -14,7 +14,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lib import paper, records, stats, tables
+from lib import cells, paper, records, stats, tables
 from lib import study as studies
 from lib.params import TRAIN_IMAGES
 from lib.study import Study
@@ -119,7 +119,7 @@ def learning_rates(runs: pd.DataFrame) -> Figure | None:
 @_styled
 def baseline(runs: pd.DataFrame) -> Figure | None:
     """Fig. 3: loss and accuracy of the baseline by epoch, training and validation."""
-    curves = tables.history(tables.of_setting(runs, tables.baseline_setting(runs)))
+    curves = tables.history(cells.of_setting(runs, cells.baseline_setting(runs)))
     if curves.empty:
         return None
     figure, (loss, accuracy) = _new(5.4, rows=2, sharex=True)
@@ -160,7 +160,7 @@ def _ablation(runs: pd.DataFrame, table: pd.DataFrame, what: str) -> Figure:
     figure, (above, below) = _new(5.6, rows=2, sharex=True)
     found = table.index[table["n"] > 0]
     first = found[0] if len(found) else 0
-    seeds = [tables.by_seed(runs, setting) for setting in table["setting"]]
+    seeds = [cells.by_seed(runs, setting) for setting in table["setting"]]
     _points(above, [stats.mean(list(values.values())) for values in seeds], seeds, "ours")
     changes = [{s: values[s] - seeds[first][s] for s in values if s in seeds[first]} for values in seeds]
     _points(below, [stats.mean(list(values.values())) for values in changes], changes, None)

@@ -5,125 +5,43 @@ person reads of it. Accuracies in per cent of the test set, differences in point
 Every setting keeps its row: `n` of `seeds` runs are finished, and `status` says in words what the others are.
 """
 
-import re
 import zipfile
 import zlib
 
 import numpy as np
 import pandas as pd
 
-from lib import paper, records, stats
-from lib.params import Params, differences
+from lib import cells, paper, records, stats
+from lib.params import Params
 from lib.study import Study
 
-PUBLISHED = {"kernel": paper.KERNELS, "patch": paper.PATCHES}
-
-
-class MixedRuns(ValueError):
-    """Runs of one cell that differ in more than the seed: one line that names them and what differs."""
-
-
-# The runs behind a cell
-
-
-def of_setting(runs: pd.DataFrame, setting: str) -> pd.DataFrame:
-    """The runs that show a setting, one a seed; MixedRuns if anything but the seed differs between them."""
-    rows = runs[[setting in names for names in runs["settings"]]]
-    done = rows[rows["status"] == "done"]
-    for part, what in ((rows, _parameters), (done, _sources)):
-        for row in part.iloc[1:].itertuples():
-            first = part.iloc[0]
-            if changes := differences(what(row), what(first)):
-                raise MixedRuns(f"{setting}: {first.run} and {row.run} differ in more than the seed ({changes})")
-    if rows["seed"].duplicated().any():
-        raise MixedRuns(f"{setting}: {', '.join(rows['run'])} hold one seed twice")
-    return rows
-
-
-def _parameters(row) -> dict:
-    return {name: value for name, value in row.params.items() if name != "seed"}
-
-
-def _sources(row) -> dict:
-    return {name: row.record.get(name) for name in ("data_digest", "numerics", "train_images")}
-
-
-def ablation(runs: pd.DataFrame, what: str) -> list[str]:
-    """The settings of an ablation (kernel, patch or lr): the paper's and those that this study adds, by size."""
-    names = {f"{what}-{size}" for size in PUBLISHED.get(what, ())}
-    names |= {name for names in runs["settings"] for name in names if name.startswith(f"{what}-")}
-    return sorted(names, key=lambda name: (_size(name), name))
-
-
-def ablation_runs(runs: pd.DataFrame, what: str) -> pd.DataFrame:
-    """The runs that an ablation shows, each once."""
-    names = set(ablation(runs, what))
-    return runs[[bool(names & set(settings)) for settings in runs["settings"]]]
-
-
-def baseline_setting(runs: pd.DataFrame) -> str:
-    """The setting whose run is the baseline k=9, p=1: two ablations share it, this study may have only one."""
-    present = {name for names in runs["settings"] for name in names}
-    return next((name for name in ("baseline", "kernel-9", "patch-1") if name in present), "kernel-9")
-
-
-def by_seed(runs: pd.DataFrame, setting: str) -> dict[int, float]:
-    """Test accuracy (%) of the finished runs of a setting, by seed."""
-    rows = of_setting(runs, setting)
-    done = rows[rows["status"] == "done"]
-    return dict(zip(done["seed"], done["test_acc"], strict=True))
-
-
-def status(rows: pd.DataFrame) -> str:
-    """What became of the runs of a setting: done, or in words how many are and what the others are.
-
-    Why a record was refused is long: every_run has it.
-    """
-    if rows.empty:
-        return "not asked for"
-    done, left = rows[rows["status"] == "done"], rows[rows["status"] != "done"]
-    if left.empty:
-        return "done"
-    if len(rows) == 1:
-        return _state(left.iloc[0])
-    others = ", ".join(f"{count} {word}" for word, count in left["status"].value_counts(sort=False).items())
-    return f"{len(done)} of {len(rows)} seeds ({others})"
-
-
-def _state(row) -> str:
-    return f"{row.status}: {row.reason}" if row.reason and row.status != "refused" else row.status
-
-
-def _size(setting: str) -> float:
-    found = re.fullmatch(r"[a-z]+-(\d+(?:\.\d+)?(?:e-?\d+)?)", setting)
-    return float(found[1]) if found else np.inf
+# Tables I to IV
 
 
 def _cell(runs: pd.DataFrame, setting: str, kernel=np.nan, patch=np.nan) -> dict:
     """A setting with our accuracy; kernel and patch name it where this study has no run of it."""
-    rows = of_setting(runs, setting)
+    rows = cells.of_setting(runs, setting)
     ours = stats.mean(rows.loc[rows["status"] == "done", "test_acc"])
     if len(rows):
         kernel, patch = rows.iloc[0]["kernel"], rows.iloc[0]["patch"]
     return {
         "setting": setting, "kernel": kernel, "patch": patch, "ours": ours.mean, "half": ours.half,
-        "n": ours.n, "seeds": len(rows), "status": status(rows),
+        "n": ours.n, "seeds": len(rows), "status": cells.status(rows),
     }  # fmt: skip
 
 
 def _compared(cell: dict, study: paper.Figure | None) -> dict:
-    """A cell beside the study's figure and the original's for its configuration."""
+    """A cell beside the study's figure and the original's, if they are of its configuration."""
     original = paper.original(cell["kernel"], cell["patch"])
+    if study and (study.kernel, study.patch) != (cell["kernel"], cell["patch"]):
+        study = None  # a study may give a setting of the paper's another k or p
     theirs = {"study": study.accuracy if study else np.nan, "original": original.accuracy if original else np.nan}
     return cell | theirs | {f"ours_minus_{name}": cell["ours"] - value for name, value in theirs.items()}
 
 
-# Tables I to IV
-
-
 def baseline(runs: pd.DataFrame) -> pd.DataFrame:
     """Table I: the baseline k=9, p=1."""
-    return pd.DataFrame([_compared(_cell(runs, baseline_setting(runs), 9, 1), paper.BASELINE)])
+    return pd.DataFrame([_compared(_cell(runs, cells.baseline_setting(runs), 9, 1), paper.BASELINE)])
 
 
 def kernel(runs: pd.DataFrame) -> pd.DataFrame:
@@ -143,14 +61,14 @@ def overall(runs: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for name, figure in paper.OVERALL.items():
-        setting = baseline_setting(runs) if name == "baseline" else name
+        setting = cells.baseline_setting(runs) if name == "baseline" else name
         rows.append(_compared(_cell(runs, setting, figure.kernel, figure.patch), figure) | {"setting": name})
     return pd.DataFrame(rows)
 
 
 def others(runs: pd.DataFrame) -> pd.DataFrame:
     """Settings that belong to no table of the paper, beside whatever was published for their k and p."""
-    known = [name for what in ("kernel", "patch", "lr") for name in ablation(runs, what)]
+    known = [name for what in ("kernel", "patch", "lr") for name in cells.ablation(runs, what)]
     names = dict.fromkeys(name for names in runs["settings"] for name in names if name not in (*known, "baseline"))
     table = pd.DataFrame([_compared(_cell(runs, name), None) for name in names])
     if len(table):
@@ -160,8 +78,8 @@ def others(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ablation(runs: pd.DataFrame, what: str, sizes) -> pd.DataFrame:
-    names = ablation(runs, what)
-    return pd.DataFrame([_compared(_cell(runs, name, **sizes(_size(name))), paper.printed(name)) for name in names])
+    rows = [_cell(runs, name, **sizes(cells.size(name))) for name in cells.ablation(runs, what)]
+    return pd.DataFrame([_compared(row, paper.printed(row["setting"])) for row in rows])
 
 
 def steps(runs: pd.DataFrame, what: str, only: list[str] | None = None) -> pd.DataFrame:
@@ -174,7 +92,7 @@ def steps(runs: pd.DataFrame, what: str, only: list[str] | None = None) -> pd.Da
     table = table if only is None else table[table["setting"].isin(only)]
     rows = []
     for before, after in zip(table.iloc[:-1].itertuples(), table.iloc[1:].itertuples(), strict=True):
-        step = stats.paired(by_seed(runs, before.setting), by_seed(runs, after.setting))
+        step = stats.paired(cells.by_seed(runs, before.setting), cells.by_seed(runs, after.setting))
         rows.append({
             "step": f"{what[0]}={getattr(before, what):.0f}→{getattr(after, what):.0f}",
             "difference": step.mean, "half": step.half, "n": step.n, "p": step.p, "smallest_p": step.smallest_p,
@@ -186,10 +104,10 @@ def steps(runs: pd.DataFrame, what: str, only: list[str] | None = None) -> pd.Da
 
 def _images_p(runs: pd.DataFrame, before: str, after: str) -> float:
     """McNemar's p of the one seed that two settings share; NaN where predictions are missing or unreadable."""
-    (seed,) = set(by_seed(runs, before)) & set(by_seed(runs, after))
+    (seed,) = set(cells.by_seed(runs, before)) & set(cells.by_seed(runs, after))
     both = []
     for setting in (before, after):
-        rows = of_setting(runs, setting)
+        rows = cells.of_setting(runs, setting)
         both.append(predictions(rows[rows["seed"] == seed].iloc[0]))
     if None in (both[0], both[1]):
         return np.nan
@@ -236,15 +154,15 @@ def sweep(runs: pd.DataFrame) -> pd.DataFrame:
     A study without a validation split that watches the test set has that instead, and `images` says so.
     """
     rows = []
-    for setting in ablation(runs, "lr"):
-        group = of_setting(runs, setting)
+    for setting in cells.ablation(runs, "lr"):
+        group = cells.of_setting(runs, setting)
         last = [record["history"][-1] for record in group["record"].dropna()]
         ours = stats.mean([value for value in map(_watched, last) if not np.isnan(value)])
         rate = float(group.iloc[0]["lr"])
         rows.append({
             "setting": setting, "lr": rate, "epochs": int(group.iloc[0]["epochs"]),
             "images": "test" if any(epoch.get("val_acc") is None for epoch in last) else "validation",
-            "ours": ours.mean, "half": ours.half, "n": ours.n, "seeds": len(group), "status": status(group),
+            "ours": ours.mean, "half": ours.half, "n": ours.n, "seeds": len(group), "status": cells.status(group),
             "study": paper.SWEEP.get(rate, np.nan), "study_epochs": paper.SWEEP_EPOCHS,
         })  # fmt: skip
     return pd.DataFrame(rows)
@@ -257,13 +175,13 @@ def selection(runs: pd.DataFrame) -> pd.DataFrame:
     only where a study asks for it (select: best_test).
     """
     rows = []
-    for setting in (name for what in ("kernel", "patch") for name in ablation(runs, what)):
-        group = of_setting(runs, setting)
+    for setting in (name for what in ("kernel", "patch") for name in cells.ablation(runs, what)):
+        group = cells.of_setting(runs, setting)
         done = group.loc[group["status"] == "done", "record"]
         leaks = [max(e["test_acc"] for e in r["history"]) for r in done if "test_acc" in r["history"][0]]
         last, printed = paper.LAST_EPOCH.get(setting), paper.printed(setting)
         rows.append({
-            "setting": setting, "n": len(done), "status": status(group),
+            "setting": setting, "n": len(done), "status": cells.status(group),
             "last_epoch": stats.mean([r["last_test_acc"] for r in done]).mean,
             "selected": stats.mean([r["test_acc"] for r in done]).mean,
             "best_on_test": stats.mean(leaks).mean,
@@ -283,7 +201,7 @@ def compute(runs: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for what, name in (("kernel", "kernel size ablation"), ("patch", "patch size ablation"), ("lr", "learning rates")):
-        rows.append(_cost(name, ablation_runs(runs, what), paper.COMPUTE.get(what)))
+        rows.append(_cost(name, cells.ablation_runs(runs, what), paper.COMPUTE.get(what)))
     return pd.DataFrame([*rows, _cost("all runs, each once", runs, None)])
 
 
@@ -302,19 +220,20 @@ def _cost(name: str, group: pd.DataFrame, theirs: paper.Compute | None) -> dict:
 
 def _values(done: pd.DataFrame, name: str) -> str:
     """The different values of a parameter among finished runs, as text."""
-    return ", ".join(map(str, sorted({record["params"][name] for record in done["record"]})))
+    return ", ".join(map(str, sorted({record["params"].get(name, "?") for record in done["record"]})))
 
 
 def compute_by_setting(runs: pd.DataFrame) -> pd.DataFrame:
     """The cost of one run of each setting: means over its finished seeds."""
     rows = []
     for setting in dict.fromkeys(name for names in runs["settings"] for name in names):
-        group = of_setting(runs, setting)
+        group = cells.of_setting(runs, setting)
         done = group[group["status"] == "done"]
         numbers = done[["images_per_second", "peak_memory_mb", "parameters", "forward_macs"]].mean().to_dict()
         rows.append({
             "setting": setting, "kernel": group.iloc[0]["kernel"], "patch": group.iloc[0]["patch"], "n": len(done),
-            "status": status(group), "epochs": int(group.iloc[0]["epochs"]), "minutes": done["seconds"].mean() / 60,
+            "status": cells.status(group), "epochs": int(group.iloc[0]["epochs"]),
+            "minutes": done["seconds"].mean() / 60,
             "seconds_per_epoch": (done["seconds"] / done["epoch"]).mean(), **numbers,
         })  # fmt: skip
     return pd.DataFrame(rows)

@@ -7,7 +7,7 @@ number says its n; a direction is stated with what it takes to doubt it.
 import numpy as np
 import pandas as pd
 
-from lib import paper, stats, tables
+from lib import cells, paper, stats, tables
 from lib.params import TRAIN_IMAGES
 from lib.study import Study
 
@@ -22,7 +22,7 @@ CHOICE = {
 def short(study: Study, runs: pd.DataFrame) -> list[str]:
     """The report in a few sentences: what is there, the baseline, both trends, the cost."""
     said = [*progress(study, runs), *baseline(runs)[:1]]
-    shown = [what for what in ("kernel", "patch") if tables.ablation_runs(runs, what)["status"].eq("done").any()]
+    shown = [what for what in ("kernel", "patch") if cells.ablation_runs(runs, what)["status"].eq("done").any()]
     for what in shown:
         said += [
             f"{what.capitalize()} size: {sentence[0].lower()}{sentence[1:]}" for sentence in ablation(runs, what)[:1]
@@ -125,7 +125,7 @@ def baseline(runs: pd.DataFrame) -> list[str]:
         f"The study prints {len(printed)} figures for this one configuration, "
         f"{', '.join(f'{v:.2f}' for v in printed)}, which span {printed[-1] - printed[0]:.2f} points.",
     ]
-    curve = tables.history(tables.of_setting(runs, row["setting"])).groupby("epoch").mean(numeric_only=True)
+    curve = tables.history(cells.of_setting(runs, row["setting"])).groupby("epoch").mean(numeric_only=True)
     if "val_acc" in curve and curve["val_acc"].notna().all() and len(curve) > 1:
         tail = max(1, len(curve) // 5)
         late, gap = curve["val_acc"].iloc[-1] - curve["val_acc"].iloc[-1 - tail], curve["train_acc"] - curve["val_acc"]
@@ -166,7 +166,7 @@ def ablation(runs: pd.DataFrame, what: str) -> list[str]:
 
 def _certainty(runs: pd.DataFrame, ours: pd.DataFrame, steps: pd.DataFrame, sign: int, ordered: bool) -> list[str]:
     """What the number of seeds allows to say about an order and its steps."""
-    seeds = [tables.by_seed(runs, setting) for setting in ours["setting"]]
+    seeds = [cells.by_seed(runs, setting) for setting in ours["setting"]]
     common = sorted(set.intersection(*map(set, seeds)))
     if not common:
         return ["The settings share no seed, so their order is not tested."]
@@ -282,7 +282,7 @@ def compute(runs: pd.DataFrame) -> list[str]:
     said = [f"{_count(len(done), 'run')} took {_hours(hours)} in all, on {' and '.join(machines)}."]
     speed = tables.compute_by_setting(runs).dropna(subset=["images_per_second"]).set_index("setting")
     for what, ends in (("kernel", "k"), ("patch", "p")):
-        names = [name for name in tables.ablation(runs, what) if name in speed.index]
+        names = [name for name in cells.ablation(runs, what) if name in speed.index]
         if len(names) > 1:
             low, high = speed.loc[names[0]], speed.loc[names[-1]]
             ratio = high["images_per_second"] / low["images_per_second"]
@@ -313,7 +313,7 @@ def limits(study: Study, runs: pd.DataFrame) -> list[str]:
     """What the number of seeds, the budget and the choice of weights leave open."""
     done = runs[runs["status"] == "done"]
     said = []
-    n = int(min((len(tables.by_seed(runs, s)) for names in done["settings"] for s in names), default=0))
+    n = int(min((len(cells.by_seed(runs, s)) for names in done["settings"] for s in names), default=0))
     near = min(paper.SEED_NOISE, key=lambda epochs: abs(epochs - study.base.epochs))
     noise = paper.SEED_NOISE[near]
     if n == 1:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import made
-from lib import figures, paper, records, show, tables, words
+from lib import cells, figures, paper, records, show, tables, words
 
 EVERY = (
     tables.baseline, tables.kernel, tables.patch, tables.overall, tables.others, tables.sweep, tables.selection,
@@ -78,7 +78,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_never_averaged(home, change)
     runs = runs_of(made.plan(seeds=range(2)))
     at = runs.index[[("kernel-5" in names) for names in runs["settings"]]][1]
     runs.at[at, "params"] = runs.at[at, "params"] | change
-    with pytest.raises(tables.MixedRuns, match=rf"kernel-5: k5-p1-seed0 and k5-p1-seed1 .*{next(iter(change))}: "):
+    with pytest.raises(cells.MixedRuns, match=rf"kernel-5: k5-p1-seed0 and k5-p1-seed1 .*{next(iter(change))}: "):
         tables.kernel(runs)
 
 
@@ -86,10 +86,10 @@ def test_records_of_other_data_or_numerics_are_never_averaged(home):
     runs = runs_of(made.plan(seeds=range(2)))
     runs.at[1, "record"]["data_digest"] = "sha256:1"
     other = next(i for i in runs.index[2:] if runs.at[i, "settings"] == runs.at[1, "settings"])
-    with pytest.raises(tables.MixedRuns, match="data_digest"):
-        tables.of_setting(runs, runs.at[1, "settings"][0])
-    with pytest.raises(tables.MixedRuns, match="one seed twice"):
-        tables.of_setting(pd.concat([runs.loc[[other]]] * 2), runs.at[1, "settings"][0])
+    with pytest.raises(cells.MixedRuns, match="data_digest"):
+        cells.of_setting(runs, runs.at[1, "settings"][0])
+    with pytest.raises(cells.MixedRuns, match="one seed twice"):
+        cells.of_setting(pd.concat([runs.loc[[other]]] * 2), runs.at[1, "settings"][0])
 
 
 def test_a_new_setting_is_a_row_without_published_figures(home):
@@ -103,6 +103,12 @@ def test_a_new_setting_is_a_row_without_published_figures(home):
     assert words.others(runs)[0].startswith("`narrow` reaches ") and "92.60 (locuslab" in words.others(runs)[0]
     (other,) = tables.others(runs).to_dict("records")
     assert other["setting"] == "narrow" and "92.60 (locuslab" in other["published"]
+
+
+def test_a_setting_with_another_patch_is_not_compared_with_the_papers(home):
+    table = tables.kernel(runs_of(made.plan(settings=["kernel-3", {"kernel-9": {"patch": 4}}]))).set_index("setting")
+    assert table.loc["kernel-3", "study"] == 85.65
+    assert np.isnan(table.loc["kernel-9", "study"]) and table.loc["kernel-9", "original"] == 92.61
 
 
 def test_steps_are_paired_for_seeds_and_mcnemars_for_one(home):

@@ -1,0 +1,89 @@
+"""The runs behind one cell of a table: which they are, what became of them, and that they may be averaged at all."""
+
+import re
+
+import numpy as np
+import pandas as pd
+
+from lib import paper
+from lib.params import differences
+
+PUBLISHED = {"kernel": paper.KERNELS, "patch": paper.PATCHES}
+
+
+class MixedRuns(ValueError):
+    """Runs of one cell that differ in more than the seed: one line that names them and what differs."""
+
+
+def of_setting(runs: pd.DataFrame, setting: str) -> pd.DataFrame:
+    """The runs that show a setting, one a seed; MixedRuns if anything but the seed differs between them."""
+    rows = runs[[setting in names for names in runs["settings"]]]
+    done = rows[rows["status"] == "done"]
+    for part, what in ((rows, _parameters), (done, _sources)):
+        for row in part.iloc[1:].itertuples():
+            first = part.iloc[0]
+            if changes := differences(what(row), what(first)):
+                raise MixedRuns(f"{setting}: {first.run} and {row.run} differ in more than the seed ({changes})")
+    if rows["seed"].duplicated().any():
+        raise MixedRuns(f"{setting}: {', '.join(rows['run'])} hold one seed twice")
+    return rows
+
+
+def _parameters(row) -> dict:
+    return {name: value for name, value in row.params.items() if name != "seed"}
+
+
+def _sources(row) -> dict:
+    return {name: row.record.get(name) for name in ("data_digest", "numerics", "train_images")}
+
+
+def ablation(runs: pd.DataFrame, what: str) -> list[str]:
+    """The settings of an ablation (kernel, patch or lr): the paper's and those that this study adds, by size."""
+    names = {f"{what}-{size}" for size in PUBLISHED.get(what, ())}
+    names |= {name for names in runs["settings"] for name in names if name.startswith(f"{what}-")}
+    return sorted(names, key=lambda name: (size(name), name))
+
+
+def ablation_runs(runs: pd.DataFrame, what: str) -> pd.DataFrame:
+    """The runs that an ablation shows, each once."""
+    names = set(ablation(runs, what))
+    return runs[[bool(names & set(settings)) for settings in runs["settings"]]]
+
+
+def baseline_setting(runs: pd.DataFrame) -> str:
+    """The setting whose run is the baseline k=9, p=1: two ablations share it, this study may have only one."""
+    present = {name for names in runs["settings"] for name in names}
+    return next((name for name in ("baseline", "kernel-9", "patch-1") if name in present), "kernel-9")
+
+
+def by_seed(runs: pd.DataFrame, setting: str) -> dict[int, float]:
+    """Test accuracy (%) of the finished runs of a setting, by seed."""
+    rows = of_setting(runs, setting)
+    done = rows[rows["status"] == "done"]
+    return dict(zip(done["seed"], done["test_acc"], strict=True))
+
+
+def status(rows: pd.DataFrame) -> str:
+    """What became of the runs of a setting: done, or in words how many are and what the others are.
+
+    Why a record was refused is long: every_run has it.
+    """
+    if rows.empty:
+        return "not asked for"
+    done, left = rows[rows["status"] == "done"], rows[rows["status"] != "done"]
+    if left.empty:
+        return "done"
+    if len(rows) == 1:
+        return _state(left.iloc[0])
+    others = ", ".join(f"{count} {word}" for word, count in left["status"].value_counts(sort=False).items())
+    return f"{len(done)} of {len(rows)} seeds ({others})"
+
+
+def _state(row) -> str:
+    return f"{row.status}: {row.reason}" if row.reason and row.status != "refused" else row.status
+
+
+def size(setting: str) -> float:
+    """The number in a setting's name, such as 9 in kernel-9 or 0.001 in lr-1e-3; infinity where there is none."""
+    found = re.fullmatch(r"[a-z]+-(\d+(?:\.\d+)?(?:e-?\d+)?)", setting)
+    return float(found[1]) if found else np.inf
