@@ -1,0 +1,34 @@
+"""A copy of the repository in a folder of its own, for tests that start real processes: they write reports there."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from lib.study import ROOT
+
+
+class Copy:
+    """The repository's source at another place, and how to start its programs there."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        for part in ("lib", "notebooks", "params"):
+            shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb*"))
+        (root / "reports").mkdir()
+        (root / "data").symlink_to(ROOT / "data")
+        # Before the installed package, so that `import lib` finds the copy's, whatever the folder.
+        self.environment = {**os.environ, "PYTHONPATH": str(root)}
+
+    def command(self, *words: str) -> list[str]:
+        """A program of the virtual environment: "papermill ...", or "python -m ..."."""
+        program = sys.executable if words[0] == "python" else str(Path(sys.executable).with_name(words[0]))
+        return [program, *words[1:]]
+
+    def run(self, *words: str, folder: str = ".", timeout: float = 240) -> subprocess.CompletedProcess:
+        """Runs a program to its end, with no terminal; its output as text."""
+        return subprocess.run(
+            self.command(*words), cwd=self.root / folder, env=self.environment, timeout=timeout,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        )  # fmt: skip

@@ -1,0 +1,129 @@
+"""All runs of a study, in real processes: from nothing to the page, again in seconds, shared, and telling the truth."""
+
+import json
+import subprocess
+
+import pytest
+
+from copy_of import Copy
+from lib import records, runs
+from lib import study as studies
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy in which the study `smoke` has been trained and reported, with what that showed."""
+    copy = Copy(tmp_path_factory.mktemp("runs"))
+    copy.trained = copy.run("python", "-m", "lib.runs", "smoke")
+    copy.reported = copy.run("python", "-m", "lib.report", "smoke")
+    return copy
+
+
+def results(copy):
+    return {path: path.read_bytes() for path in copy.root.glob("reports/smoke/runs/*/result.json")}
+
+
+def test_it_says_what_it_will_run_shows_progress_and_trains_each_configuration_once(copy):
+    assert copy.trained.returncode == 0, copy.trained.stderr
+    assert "4 of 4 runs to train, about " in copy.trained.stdout
+    assert copy.trained.stdout.count(" on the test set, ") == 4
+    assert "epoch 2/2" in copy.trained.stdout and "images/s" in copy.trained.stdout and " left" in copy.trained.stdout
+    assert len(results(copy)) == 4
+    assert copy.trained.stdout.splitlines()[-1] == "smoke: 4 of 4 runs are finished"
+
+
+def test_a_second_time_trains_nothing(copy):
+    before = results(copy)
+    again = copy.run("python", "-m", "lib.runs", "smoke", timeout=60)
+    assert again.returncode == 0 and "to train" not in again.stdout
+    assert results(copy) == before
+
+
+def test_the_page_is_there(copy):
+    assert copy.reported.returncode == 0, copy.reported.stderr
+    page = (copy.root / "reports/smoke/index.html").read_text()
+    for run in ("k3-p1-seed0", "k9-p4-seed0"):
+        record = json.loads((copy.root / f"reports/smoke/runs/{run}/result.json").read_text())
+        assert f"{record['test_acc']:.2f}" in page
+
+
+def test_status_is_a_table_of_every_run(copy):
+    shown = copy.run("python", "-m", "lib.runs", "smoke", "--status").stdout.splitlines()
+    assert shown[0].split() == ["run", "status", "epochs", "test", "accuracy", "time"]
+    assert shown[1].split()[:3] == ["k3-p1-seed0", "done", "2/2"] and " %" in shown[1]
+    assert shown[-1] == "4 of 4 runs of smoke are finished"
+    missing = copy.run("python", "-m", "lib.runs", "quick", "--status").stdout
+    assert "missing  0/" in missing and "0 of 8 runs" in missing
+
+
+def test_a_record_that_was_lost_is_trained_again_to_the_same_numbers(copy):
+    """Also the proof that a record says enough: the same seed in another process, bit for bit."""
+    path = copy.root / "reports/smoke/runs/k9-p4-seed0/result.json"
+    before = json.loads(path.read_text())
+    weights = path.with_name(records.WEIGHTS).read_bytes()
+    path.unlink()
+    assert copy.run("python", "-m", "lib.runs", "smoke").returncode == 0
+    after = json.loads(path.read_text())
+    assert path.with_name(records.WEIGHTS).read_bytes() == weights
+    for name in ("test_acc", "test_loss", "last_test_acc", "per_class_acc", "fingerprint"):
+        assert before[name] == after[name]
+    for old, new in zip(before["history"], after["history"], strict=True):
+        assert {**old, "seconds": 0, "images_per_second": 0} == {**new, "seconds": 0, "images_per_second": 0}
+
+
+def test_two_at_once_share_the_work(copy):
+    for path in results(copy):
+        path.unlink()
+    command = copy.command("python", "-m", "lib.runs", "smoke")
+    started = [
+        subprocess.Popen(command, cwd=copy.root, env=copy.environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    shown = [process.communicate(timeout=280)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    trained = [text.count("epoch 2/2") for text in shown]
+    assert sum(trained) == 4 and all(trained)  # each run once, and neither did all of it
+
+
+def test_a_run_that_fails_fails_every_time_and_the_others_go_on(copy):
+    path = copy.root / "params/studies/smoke.yaml"
+    text = path.read_text()
+    try:
+        # lr-1e-3 is given a rate that no training survives; its name changes with it.
+        path.write_text(text.replace("lr-1e-3: {epochs: 2}", "lr-1e-3: {lr: 1.0e+30, epochs: 3}"))
+        for _ in range(2):
+            failed = copy.run("python", "-m", "lib.runs", "smoke")
+            assert failed.returncode == 1
+            assert "no longer a number at epoch 1" in failed.stderr
+            assert "smoke: 3 of 4 runs are finished" in failed.stdout
+        assert copy.run("python", "-m", "lib.report", "smoke").returncode == 0
+        assert "no longer a number" in (copy.root / "reports/smoke/index.html").read_text()
+    finally:
+        path.write_text(text)
+
+
+def test_an_unknown_study_is_one_line(capsys):
+    assert runs.main(["quik"]) == 2
+    assert capsys.readouterr().err.startswith("study=quik: no params/studies/quik.yaml, there are ")
+
+
+def test_nothing_of_torch_is_needed_to_read_records():
+    code = "import sys; from lib import records, runs, study, tables, figures, stats; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([runs.sys.executable, "-c", code]).returncode == 0
+
+
+def test_settings_of_a_run_reach_the_notebook_whole(monkeypatch, tmp_path):
+    """What papermill is given for a run builds exactly that run's parameters."""
+    import yaml
+
+    from lib.params import Params
+
+    monkeypatch.setattr(records, "REPORTS", tmp_path)
+    given = []
+    monkeypatch.setattr(runs.subprocess, "run", lambda command, **_: given.append(command))
+    for name in studies.names():
+        for run in studies.load(name).runs:
+            runs.train(studies.load(name), run, 1)
+            values = yaml.safe_load(given[-1][given[-1].index("-y") + 1])
+            assert Params.of(**values).replace(setting="") == run.params.replace(setting="")
+            assert records.run_folder(Params.of(**values)).name == run.name
