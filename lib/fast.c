@@ -4,6 +4,7 @@
 // every sum are floats. Compiled by native.py; fast.py is the caller.
 
 #include "fast_common.c"
+#include "fast_threads.c"
 
 // One BatchNorm: its parameters, the statistics that it uses, and how it keeps the running ones.
 typedef struct {
@@ -99,14 +100,17 @@ static void add_up(const float *from, long count, long step, long dim, float *to
 #define T float
 #define LOAD load_f32
 #define STORE store_f32
+#define ELEMENT(value) (value)
 #define FN(name) name##_f32
 #define UNIT 1
 #include "fast_depthwise.c"
 #include "fast_pointwise.c"
 #include "fast_layers.c"
+#include "fast_ends.c"
 #undef T
 #undef LOAD
 #undef STORE
+#undef ELEMENT
 #undef FN
 #undef UNIT
 #undef STORE_CELL
@@ -114,6 +118,7 @@ static void add_up(const float *from, long count, long step, long dim, float *to
 #define T bf16
 #define LOAD load_bf16
 #define STORE store_bf16
+#define ELEMENT(value) narrow(value)
 #define FN(name) name##_bf16
 #ifdef __AVX512BF16__
 #define UNIT 2
@@ -123,3 +128,4 @@ static void add_up(const float *from, long count, long step, long dim, float *to
 #include "fast_depthwise.c"
 #include "fast_pointwise.c"
 #include "fast_layers.c"
+#include "fast_ends.c"

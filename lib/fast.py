@@ -51,22 +51,36 @@ class Layer(Structure):
     )
 
 
+class Cut(Structure):
+    """`cut` of fast_ends.c."""
+
+    _fields_ = (
+        *fields(c_int64, "batch", "channels", "height", "width", "patch", "dim", "threads"),
+        ("stride", c_int64 * 4),
+        *fields(c_void_p, "images", "patches"),
+    )
+
+
+class Places(Structure):
+    """`places` of fast_ends.c."""
+
+    _fields_ = (*fields(c_int64, "batch", "pixels", "dim", "threads"), *fields(c_void_p, "x", "mean"))
+
+
+ENTRIES = {"forward": Layer, "backward": Layer, "cut": Cut, "mean": Places, "spread": Places}
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled fast.c on PyTorch's own threads, or None."""
+    """The compiled fast.c, or None."""
     compiled = native.load("fast", "-pthread")
     if compiled is None:
         return None
     compiled.fast_lanes.restype = c_int64
     for suffix in DTYPES.values():
-        for way in ("forward", "backward"):
-            function = getattr(compiled, f"fast_{way}_{suffix}")
-            function.argtypes, function.restype = [POINTER(Layer)], None
-    with contextlib.suppress(OSError, AttributeError, StopIteration):
-        # Every thread pool spins a while before it sleeps, so a second one would take the first one's processors.
-        with open("/proc/self/maps") as maps:
-            openmp = next(line.split()[-1] for line in maps if "/libgomp" in line or "/libiomp5" in line)
-        compiled.fast_use_team(ctypes.cast(ctypes.CDLL(openmp).GOMP_parallel, c_void_p))
+        for entry, argument in ENTRIES.items():
+            function = getattr(compiled, f"fast_{entry}_{suffix}")
+            function.argtypes, function.restype = [POINTER(argument)], None
     return compiled
 
 
@@ -158,6 +172,9 @@ class Call:
         """(B, H, W, dim) -> (B, channels, H, W), a view."""
         return rows[..., :channels].permute(0, 3, 1, 2)
 
+    def enter(self, entry: str, argument: Structure) -> None:
+        getattr(self.library, f"fast_{entry}_{DTYPES[self.dtype]}")(ctypes.byref(argument))
+
     def run(self, way: str, norm1: Norm, norm2: Norm, **tensors: Tensor | None) -> None:
         layer = Layer(
             self.batch, self.height, self.width, self.out_dim, self.in_dim, self.kernel, torch.get_num_threads()
@@ -165,7 +182,7 @@ class Call:
         for name, tensor in tensors.items():
             setattr(layer, name, address(tensor))
         layer.norm1, layer.norm2 = norm1, norm2
-        getattr(self.library, f"fast_{way}_{DTYPES[self.dtype]}")(ctypes.byref(layer))
+        self.enter(way, layer)
 
 
 class BlockFunction(torch.autograd.Function):
@@ -222,45 +239,82 @@ class BlockFunction(torch.autograd.Function):
 
 
 class StemFunction(torch.autograd.Function):
-    """patches (B, c p p, H, W) -> BatchNorm(GELU(weight patches + bias)), (B, h, H, W)."""
+    """images (B, c, n, n) -> BatchNorm(GELU(p x p convolution with stride p)), (B, h, n/p, n/p)."""
 
     @staticmethod
-    def forward(ctx, patches, lift_weight, lift_bias, weight, bias, stem, keep):
+    def forward(ctx, x, lift_weight, lift_bias, weight, bias, stem, keep):
         norm = stem[2]
-        call = Call(patches.shape, lift_weight.shape[0], 0, stem.fast_dtype)
+        b, c, height, width = x.shape
+        p = lift_weight.shape[-1]
+        call = Call((b, c * p * p, height // p, width // p), lift_weight.shape[0], 0, stem.fast_dtype)
         full = call.out_dim
         parameters = [
             padded(lift_weight.flatten(1), full, call.in_dim), padded(lift_bias, full),
             padded(weight, full), padded(bias, full),
         ]  # fmt: skip
         statistics = Statistics(norm, full)
-        rows = call.rows(patches)
-        out = call.empty(full)
+        x = x.detach().float()
+        patches, out = call.empty(call.in_dim), call.empty(full)
+        cut = Cut(b, c, height // p, width // p, p, call.in_dim, torch.get_num_threads(), x.stride())
+        cut.images, cut.patches = address(x), address(patches)
+        call.enter("cut", cut)
         u = call.empty(full) if keep or statistics.batch else None
         call.run(
             "forward", Norm(), statistics.native(*parameters[2:]),
-            x=rows, u=u, out=out, lift_weight=parameters[0], lift_bias=parameters[1],
+            x=patches, u=u, out=out, lift_weight=parameters[0], lift_bias=parameters[1],
         )  # fmt: skip
         statistics.write_back(norm)
-        ctx.save_for_backward(rows, u, *parameters)
+        ctx.save_for_backward(patches, u, *parameters)
         ctx.call, ctx.statistics, ctx.weight_shape = call, statistics, lift_weight.shape
+        ctx.x_dtype = x.dtype
         return call.images(out, call.outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_out):
         call = ctx.call
-        rows, u, *parameters = ctx.saved_tensors
+        patches, u, *parameters = ctx.saved_tensors
         d_parameters = [torch.empty_like(p) for p in parameters]
-        dx = call.empty(call.in_dim) if ctx.needs_input_grad[0] else None
+        d_patches = call.empty(call.in_dim) if ctx.needs_input_grad[0] else None
         call.run(
             "backward", Norm(), ctx.statistics.native(*parameters[2:], *d_parameters[2:]),
-            x=rows, u=u, dout=call.rows(d_out), dx=dx, lift_weight=parameters[0], lift_bias=parameters[1],
+            x=patches, u=u, dout=call.rows(d_out), dx=d_patches, lift_weight=parameters[0], lift_bias=parameters[1],
             d_lift_weight=d_parameters[0], d_lift_bias=d_parameters[1],
         )  # fmt: skip
         d_parameters = [d[: call.outputs] for d in d_parameters]
         d_parameters[0] = d_parameters[0][:, : call.inputs].reshape(ctx.weight_shape)
-        return None if dx is None else call.images(dx, call.inputs), *d_parameters, None, None
+        if d_patches is None:
+            return None, *d_parameters, None, None
+        _, c, p, _ = ctx.weight_shape
+        dx = d_patches[..., : call.inputs].unflatten(3, (c, p, p)).permute(0, 3, 1, 4, 2, 5)  # (B, c, n/p, p, n/p, p)
+        return dx.reshape(call.batch, c, call.height * p, call.width * p).to(ctx.x_dtype), *d_parameters, None, None
+
+
+class MeanFunction(torch.autograd.Function):
+    """x (B, h, H, W) -> its mean over places in float32, (B, h)."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.call = call = Call(x.shape, x.shape[1], 0, x.dtype)
+        rows = call.rows(x)
+        mean = torch.empty(call.batch, call.in_dim)
+        call.enter("mean", MeanFunction.places(call, rows, mean))
+        return mean[:, : call.inputs]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_mean):
+        call = ctx.call
+        d_mean = torch.nn.functional.pad(d_mean, (0, call.in_dim - call.inputs)).contiguous()
+        dx = call.empty(call.in_dim)
+        call.enter("spread", MeanFunction.places(call, dx, d_mean))
+        return call.images(dx, call.inputs)
+
+    @staticmethod
+    def places(call: Call, x: Tensor, mean: Tensor) -> Places:
+        return Places(
+            call.batch, call.height * call.width, call.in_dim, torch.get_num_threads(), address(x), address(mean)
+        )
 
 
 # ------------------------------------------------------------------------------------------------ modules
@@ -286,14 +340,10 @@ class FastStem(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         conv, _, norm = self
         p = conv.stride[0]
-        b, c, height, width = x.shape
+        height, width = x.shape[-2:]
         if not usable(x, conv.weight, norm) or height % p or width % p or height * width == p * p:
             return super().forward(x)
-        patches = x.reshape(b, c, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
-        patches = patches.reshape(b, height // p, width // p, c * p * p).permute(0, 3, 1, 2)  # (B, c p p, n/p, n/p)
-        return StemFunction.apply(
-            patches, conv.weight, conv.bias, norm.weight, norm.bias, self, torch.is_grad_enabled()
-        )
+        return StemFunction.apply(x, conv.weight, conv.bias, norm.weight, norm.bias, self, torch.is_grad_enabled())
 
 
 class FastBlock(nn.Sequential):
@@ -317,7 +367,9 @@ class FastConvMixer(ConvMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(self.stem(x))
-        return self.head(x.mean((2, 3), dtype=self.head.weight.dtype))
+        if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype not in DTYPES:
+            return self.head(x.mean((2, 3)))
+        return self.head(MeanFunction.apply(x))
 
 
 def accelerate(model: ConvMixer, dtype: torch.dtype = torch.float32) -> str | None:

@@ -2,7 +2,6 @@
 // Only GCC's and Clang's vector extensions, so the same text serves AVX-512, AVX2 and NEON.
 
 #include <math.h>
-#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -64,6 +63,13 @@ INLINE void store_bf16(bf16 *p, vf v) {
     vh half = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, vh);
 #endif
     memcpy(p, &half, sizeof half);
+}
+
+// One number as bfloat16.
+static inline bf16 narrow(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
 INLINE vf choose(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
@@ -130,48 +136,4 @@ static void *scratch(int slot, size_t bytes) {
         kept[slot].bytes = bytes;
     }
     return kept[slot].memory;
-}
-
-// ---------------------------------------------------------------------------------------------- threads
-
-// Does the tasks from begin to end (there may be none), which are group number `group`.
-typedef void work_fn(void *context, long begin, long end, long group);
-
-typedef struct {
-    work_fn *work;
-    void *context;
-    long tasks, groups, next;
-} job;
-
-// PyTorch's own OpenMP pool, when it has been found: a second pool would spin against it.
-static void (*team_run)(void (*)(void *), void *, unsigned, unsigned);
-
-void fast_use_team(void *run) { team_run = (void (*)(void (*)(void *), void *, unsigned, unsigned))run; }
-
-// How many parts the tasks are cut in. More than there are threads: when one is held up (a data worker wants its
-// processor too) the others take over its share. What is summed within a group, and in which order the groups are
-// added, does not depend on who does what, so results repeat bit for bit.
-static long groups_for(int threads) { return threads > 1 ? 4 * threads : 1; }
-
-static void *take_groups(void *argument) {
-    job *j = argument;
-    for (long g; (g = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED)) < j->groups;) {
-        j->work(j->context, j->tasks * g / j->groups, j->tasks * (g + 1) / j->groups, g);
-    }
-    return NULL;
-}
-
-static void take_groups_in_team(void *argument) { take_groups(argument); }
-
-static void parallel(work_fn *work, void *context, long tasks, int threads) {
-    job j = {work, context, tasks, groups_for(threads), 0};
-    if (threads > 1 && team_run) {
-        team_run(take_groups_in_team, &j, (unsigned)threads, 0);
-    } else {
-        pthread_t others[threads];
-        int started = 0;
-        while (started < threads - 1 && !pthread_create(&others[started], NULL, take_groups, &j)) started++;
-        take_groups(&j);
-        while (started > 0) pthread_join(others[--started], NULL);
-    }
 }

@@ -1,0 +1,105 @@
+// Threads that help with a job and never hold it up.
+//
+// An OpenMP team ends every loop by waiting, in a spin of milliseconds, for each of its threads, also for one that has
+// not been given a processor and has nothing left to do. Data workers want the same processors, so that happens all
+// the time. Here the caller does the work, helpers take groups of it when they get to run, the caller waits only for
+// groups that a helper has begun, and whoever waits soon sleeps.
+
+#include <pthread.h>
+#include <stdint.h>
+
+// Does the tasks from begin to end (there may be none), which are group number `group`.
+typedef void work_fn(void *context, long begin, long end, long group);
+
+typedef struct {
+    work_fn *work;
+    void *context;
+    long tasks, groups, next;
+    int places, inside;  // helpers that may still come in, and that are in
+} job;
+
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t work, done;
+    job *current;
+    unsigned jobs;  // how many there have been
+    int helpers;
+    pthread_once_t once;
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .work = PTHREAD_COND_INITIALIZER, .done = PTHREAD_COND_INITIALIZER,
+          .once = PTHREAD_ONCE_INIT};
+
+enum { SPINS = 3000 };  // some 50 to 100 microseconds: the time between two layers
+
+static inline void pause_briefly(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static void take_groups(job *j) {
+    for (long g; (g = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED)) < j->groups;)
+        j->work(j->context, j->tasks * g / j->groups, j->tasks * (g + 1) / j->groups, g);
+}
+
+static void *help(void *unused) {
+    (void)unused;
+    pthread_mutex_lock(&pool.lock);
+    for (unsigned seen = pool.jobs - 1;;) {
+        job *j = pool.current;
+        if (pool.jobs != seen && j && j->places > 0) {
+            j->places--;
+            j->inside++;
+            pthread_mutex_unlock(&pool.lock);
+            take_groups(j);
+            pthread_mutex_lock(&pool.lock);
+            if (--j->inside == 0) pthread_cond_signal(&pool.done);
+        }
+        seen = pool.jobs;
+        pthread_mutex_unlock(&pool.lock);
+        for (int i = 0; i < SPINS && __atomic_load_n(&pool.jobs, __ATOMIC_RELAXED) == seen; i++) pause_briefly();
+        pthread_mutex_lock(&pool.lock);
+        while (pool.jobs == seen) pthread_cond_wait(&pool.work, &pool.lock);
+    }
+    return NULL;
+}
+
+// A forked child (a data worker) has none of its parent's helpers.
+static void forget_helpers(void) {
+    pthread_mutex_init(&pool.lock, NULL);
+    pthread_cond_init(&pool.work, NULL);
+    pthread_cond_init(&pool.done, NULL);
+    pool.current = NULL;
+    pool.helpers = 0;
+}
+
+static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_helpers); }
+
+// How many groups the tasks are cut in: more than there are threads, so that one that is held up loses little to the
+// others. What is summed within a group, and the order in which the groups are added, does not depend on who does
+// what: results repeat bit for bit.
+static long groups_for(int threads) { return threads > 1 ? 4 * threads : 1; }
+
+static void parallel(work_fn *work, void *context, long tasks, int threads) {
+    job j = {work, context, tasks, groups_for(threads), 0, threads - 1, 0};
+    pthread_once(&pool.once, watch_forks);
+    pthread_mutex_lock(&pool.lock);
+    if (threads == 1 || pool.current) {  // another thread's job is on: this one goes alone
+        pthread_mutex_unlock(&pool.lock);
+        take_groups(&j);
+        return;
+    }
+    for (pthread_t helper; pool.helpers < threads - 1 && !pthread_create(&helper, NULL, help, NULL); pool.helpers++)
+        pthread_detach(helper);
+    pool.current = &j;
+    __atomic_store_n(&pool.jobs, pool.jobs + 1, __ATOMIC_RELAXED);
+    pthread_cond_broadcast(&pool.work);
+    pthread_mutex_unlock(&pool.lock);
+    take_groups(&j);
+    for (int i = 0; i < SPINS && __atomic_load_n(&j.inside, __ATOMIC_RELAXED); i++) pause_briefly();
+    pthread_mutex_lock(&pool.lock);
+    pool.current = NULL;
+    while (j.inside) pthread_cond_wait(&pool.done, &pool.lock);
+    pthread_mutex_unlock(&pool.lock);
+}
