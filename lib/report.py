@@ -45,6 +45,8 @@ def build(study: str) -> Path:
 def execute(study: str, output: Path):
     """Runs the summary notebook for a study with papermill; returns the executed notebook, which `output` holds too."""
     import papermill
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import DeadKernelError
 
     try:
         return papermill.execute_notebook(
@@ -54,6 +56,12 @@ def execute(study: str, output: Path):
     except papermill.PapermillExecutionError as error:
         where = f"cell {error.exec_count} of {NOTEBOOK.relative_to(ROOT)}"
         raise ReportError(f"{where}: {error.ename}: {error.evalue} (the whole story is in {output})") from None
+    except DeadKernelError:
+        raise ReportError(
+            f"the kernel that runs {NOTEBOOK.relative_to(ROOT)} died, perhaps of too little memory"
+        ) from None
+    except NoSuchKernel as error:
+        raise ReportError(f"Jupyter knows no kernel {error.name}: `make setup` installs it") from None
 
 
 def html(notebook, title: str) -> str:

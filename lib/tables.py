@@ -253,14 +253,15 @@ def every_run(runs: pd.DataFrame) -> pd.DataFrame:
 def overrides(study: Study) -> pd.DataFrame:
     """Every parameter in which the study's runs differ from the paper as written (the defaults of Params).
 
-    `here` is the value that the runs share and, behind it, what single settings change; k, p and the seed are what
-    the study varies and left out.
+    `here` is the value that the runs share and, behind it, what single settings change. What an ablation is about is
+    left out: k, p and the seed, and the rate and length of the sweep's runs.
     """
     written, rows = Params().computed(), []
     for name, usual in study.base.computed().items():
         changed: dict[str, list[str]] = {}
         for run in study.runs:
-            if (value := getattr(run.params, name)) != usual:
+            swept = name in ("lr", "epochs") and all(setting.startswith("lr-") for setting in run.settings)
+            if (value := getattr(run.params, name)) != usual and not swept:
                 changed.setdefault(str(value), []).extend(run.settings)
         if name in ("kernel", "patch", "seed") or (usual == written[name] and not changed):
             continue

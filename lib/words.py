@@ -60,7 +60,7 @@ def budget(study: Study) -> list[str]:
     p = study.base
     images = p.train_size or TRAIN_IMAGES - p.val_size
     return [
-        f"Unless the table below says otherwise, a run trains ConvMixer-{p.dim}/{p.depth} for "
+        f"Apart from what a setting varies, a run trains ConvMixer-{p.dim}/{p.depth} for "
         f"{_count(p.epochs, 'epoch')} on {images:,} images in batches of {p.batch_size}, with AdamW, a {p.schedule} "
         f"schedule with peak learning rate {p.lr:g} and weight decay {p.weight_decay:g}.",
         f"{p.val_size:,} training images are held out for validation." if p.val_size else "No image is held out.",
@@ -71,7 +71,8 @@ def budget(study: Study) -> list[str]:
 
 def comparable(study: Study) -> list[str]:
     """Whether the published figures are for the same network and budget; if not, what may be compared."""
-    p, said, others = study.base, [], []
+    p, others = study.base, []
+    said = [] if len(tables.overrides(study)) else ["Every parameter is as the paper writes it."]
     for name, epochs in (("the study", paper.EPOCHS), ("the original", paper.ORIGINAL_EPOCHS)):
         differ = []
         if (p.dim, p.depth) != paper.NETWORK:
@@ -85,7 +86,7 @@ def comparable(study: Study) -> list[str]:
             others.append(name)
     if others:
         said.append(f"Directions and steps may be compared with {' and '.join(others)}, levels only with this in mind.")
-    return said or ["The network and the number of epochs are those of both sources."]
+    return said
 
 
 # Learning rate and baseline

@@ -210,13 +210,16 @@ def test_numbers_in_sentences_are_those_of_the_tables(home):
     best = max(words.learning_rate(study, runs), key=len)
     assert best.startswith("Of 3 learning rates, 0.001 ends highest, as in the study")
     parameters = set(tables.overrides(study)["parameter"])
-    assert parameters == {"dim", "depth", "epochs", "lr"}
+    assert parameters == {"dim", "depth", "epochs"}
+    changed = tables.overrides(made.plan("changed", settings=["kernel-3", {"patch-4": {"epochs": 7}}]))
+    assert changed.set_index("parameter").loc["epochs", "here"] == "12; 7 for patch-4"
 
 
 def test_what_may_be_compared_depends_on_the_budget(home):
     small = " ".join(words.comparable(made.plan()))
     assert "ConvMixer-64/4 instead of 256/8" in small and "12 epochs instead of 30" in small
     written = " ".join(words.comparable(made.plan("written", dim=256, depth=8, epochs=30)))
+    assert written.startswith("Every parameter is as the paper writes it.")
     assert "not the experiment of the study" not in written and "30 epochs instead of 200" in written
 
 
