@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 from lib.augment import Augment, Plan, Recipe, normalise
 from lib.download import Arrays
 from lib.params import ParameterError, Params
+from lib.records import CLASSES
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # Per channel, over all pixels of the 50,000 training images, of values in 0..1.
 MEAN = (0.49139968, 0.48215841, 0.44653091)
 STD = (0.24703223, 0.24348513, 0.26158784)

@@ -28,6 +28,7 @@ from lib.study import ROOT, Study, shown
 
 REPORTS = ROOT / "reports"
 SCHEMA = 1
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # CIFAR-10's order
 
 RESULT, PREDICTIONS, PROGRESS, FAILURE = "result.json", "predictions.npz", "progress.json", "failure.json"
 NOTEBOOK, WEIGHTS, CHECKPOINT = "train.ipynb", "weights.safetensors", "checkpoint.pt"

@@ -10,12 +10,12 @@ import safetensors.torch
 import torch
 
 from lib import checkpoint, records
-from lib.data import CLASSES, recipe, split
+from lib.data import recipe, split
 from lib.download import DIGEST, Arrays, DataError, cifar10
 from lib.model import count_parameters, forward_macs
 from lib.owner import OwnerError, own
 from lib.params import NUMERICS, ParameterError, Params, run_name
-from lib.records import RecordError
+from lib.records import CLASSES, RecordError
 from lib.study import base_params
 from lib.train import Trained, TrainingError, estimate, fit, pick_device, span
 

@@ -1,10 +1,12 @@
-"""The two figures of one run, for the training notebook; figures.py has those of a whole study."""
+"""Figures of one run, for the notebooks train and explore; figures.py has those of a whole study."""
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 
 from lib import figures
+from lib.records import CLASSES
 
 
 def augmented(images: np.ndarray, shown: np.ndarray) -> Figure:
@@ -32,3 +34,67 @@ def curves(record: dict) -> Figure:
         axes.set(xlabel="epoch", ylabel=unit)
     axes.legend()
     return figure
+
+
+def confusion(predicted: np.ndarray, labels: np.ndarray) -> Figure:
+    """How often a true class (row) is taken for each class (column), in per cent of the row."""
+    counts = np.zeros((10, 10))
+    np.add.at(counts, (labels, predicted), 1)
+    shares = 100 * counts / counts.sum(1, keepdims=True)
+    figure = Figure((7, 6), layout="constrained")
+    axes = figure.subplots()
+    sns.heatmap(shares, annot=True, fmt=".0f", cmap="Blues", cbar=False, square=True, ax=axes, vmin=0, vmax=100)
+    axes.set(xlabel="predicted", ylabel="true", xticklabels=CLASSES, yticklabels=CLASSES)
+    axes.tick_params(axis="x", rotation=45)
+    axes.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def mistakes(images: np.ndarray, labels: np.ndarray, chances: np.ndarray, count: int = 12) -> Figure:
+    """The images (N, 32, 32, 3) that are wrong with the greatest probability; chances is (N, 10)."""
+    said = chances.argmax(1)
+    wrong = np.flatnonzero(said != labels)
+    worst = wrong[np.argsort(-chances[wrong].max(1))][:count]
+    figure = Figure((9, 5), layout="constrained")
+    for cell, i in zip(figure.subplots(2, -(-count // 2)).flat, worst, strict=False):
+        cell.imshow(images[i])
+        cell.set_title(f"{CLASSES[labels[i]]}\n→ {CLASSES[said[i]]} {100 * chances[i].max():.0f} %", fontsize=9)
+    for cell in figure.axes:
+        cell.set_axis_off()
+    return figure
+
+
+def kernels(model) -> Figure:
+    """The depthwise kernels of 16 channels of the first (top) and of the last block."""
+    figure = Figure((9, 5), layout="constrained")
+    for part, block, name in zip(figure.subfigures(2, 1), (0, -1), ("first", "last"), strict=True):
+        weights = depthwise(model)[block][:16]  # (16, k, k)
+        limit = np.abs(weights).max()
+        part.suptitle(f"{name} block", fontsize=10)
+        for cell, weight in zip(part.subplots(2, 8).flat, weights, strict=False):
+            cell.imshow(weight, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        for cell in part.axes:
+            cell.set_axis_off()
+    return figure
+
+
+def reach(model) -> Figure:
+    """Mean size of the depthwise weights by their distance from the middle, each block relative to its largest."""
+    rows = []
+    for number, weights in enumerate(depthwise(model), start=1):
+        k = weights.shape[-1]
+        y, x = np.indices((k, k)) - (k - 1) / 2
+        distance = np.maximum(np.abs(x), np.abs(y))
+        sizes = pd.Series(np.abs(weights).mean(0).ravel()).groupby(distance.ravel()).mean()
+        rows += [(number, steps, size) for steps, size in (sizes / sizes.max()).items()]
+    table = pd.DataFrame(rows, columns=["block", "distance", "size"])
+    figure = Figure((6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    sns.lineplot(table, x="distance", y="size", hue="block", style="block", markers=True, palette="viridis", ax=axes)
+    axes.set(xlabel="distance from the middle of the kernel (pixels)", ylabel="mean |weight|, relative", ylim=(0, None))
+    return figure
+
+
+def depthwise(model) -> list[np.ndarray]:
+    """The depthwise kernels of each block, (dim, k, k)."""
+    return [block[0].fn[0].weight.detach().cpu().numpy()[:, 0] for block in model.blocks]
