@@ -41,6 +41,8 @@ REQUIRED = {
     "data_digest": str, "environment": dict,
 }  # fmt: skip
 
+HISTORY = ("epoch", "lr", "loss", "train_loss", "train_acc", "seconds", "images_per_second")
+
 
 class RecordError(ValueError):
     """A record that cannot be read or used: one line that names the file."""
@@ -120,9 +122,33 @@ def read_result(path: Path) -> dict:
         kinds = (int, float) if kind is float else kind
         if not isinstance(values.get(name), kinds):
             raise RecordError(f"{shown(path)}: {name} is missing or no {kind.__name__}")
-    if not values["history"]:
-        raise RecordError(f"{shown(path)}: history is empty")
+    problem = _impossible(values)
+    if problem:
+        raise RecordError(f"{shown(path)}: {problem}")
     return values
+
+
+def _impossible(values: dict) -> str:
+    """What in a record of the right form cannot be, in words, or nothing."""
+    history = values["history"]
+    if not history:
+        return "history is empty"
+    for entry in history:
+        if not isinstance(entry, dict) or not all(_number(entry.get(name)) for name in HISTORY):
+            return f"an entry of history lacks one of {', '.join(HISTORY)}"
+        if not all(value is None or _number(value) for value in entry.values()):
+            return "an entry of history holds something else than numbers"
+    if not 1 <= values["selected_epoch"] <= len(history):
+        return f"selected_epoch is {values['selected_epoch']} of {len(history)}"
+    accuracies = [values["test_acc"], values["last_test_acc"], *values["per_class_acc"].values()]
+    accuracies += [entry[name] for entry in history for name in entry if name.endswith("_acc")]
+    if not all(value is None or (_number(value) and 0 <= value <= 100) for value in accuracies):
+        return "an accuracy is not between 0 and 100"
+    return ""
+
+
+def _number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def load(study: Study) -> pd.DataFrame:
@@ -155,7 +181,8 @@ def _row(study: Study, run: studies.Run) -> dict:
             refuse_other(record, params, folder / RESULT)
             row |= {"status": "done", "record": record, "epoch": len(record["history"])}
             row |= {name: record[name] for name in numbers}
-            row["val_acc"] = record["history"][record["selected_epoch"] - 1].get("val_acc") or np.nan
+            val_acc = record["history"][record["selected_epoch"] - 1].get("val_acc")
+            row["val_acc"] = np.nan if val_acc is None else val_acc
         elif (folder / FAILURE).exists():
             failure = read_json(folder / FAILURE)
             row |= {"status": "failed", "reason": str(failure.get("reason")), "epoch": int(failure.get("epoch") or 0)}

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lib import figures
 from lib.records import CLASSES
@@ -32,6 +33,7 @@ def curves(record: dict) -> Figure:
         for part, name, look in (("train", "training", figures.STUDY), ("val", "validation", figures.OURS)):
             axes.plot(history["epoch"], history[f"{part}_{what}"].astype(float), label=name, **look)
         axes.set(xlabel="epoch", ylabel=unit)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     return figure
 
@@ -55,7 +57,7 @@ def mistakes(images: np.ndarray, labels: np.ndarray, chances: np.ndarray, count:
     said = chances.argmax(1)
     wrong = np.flatnonzero(said != labels)
     worst = wrong[np.argsort(-chances[wrong].max(1))][:count]
-    figure = Figure((9, 5), layout="constrained")
+    figure = Figure((9, 4), layout="constrained")
     for cell, i in zip(figure.subplots(2, -(-count // 2)).flat, worst, strict=False):
         cell.imshow(images[i])
         cell.set_title(f"{CLASSES[labels[i]]}\n→ {CLASSES[said[i]]} {100 * chances[i].max():.0f} %", fontsize=9)

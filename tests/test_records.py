@@ -62,6 +62,20 @@ def without_accuracy(text):
     return json.dumps({name: value for name, value in json.loads(text).items() if name != "test_acc"})
 
 
+def beyond_history(text):
+    return json.dumps({**json.loads(text), "selected_epoch": 99})
+
+
+def impossible_accuracy(text):
+    return json.dumps({**json.loads(text), "test_acc": 101.5})
+
+
+def words_in_history(text):
+    values = json.loads(text)
+    values["history"][0]["val_acc"] = "good"
+    return json.dumps(values)
+
+
 def a_list(text):
     return "[]"
 
@@ -77,6 +91,9 @@ DAMAGE = [
     (old_schema, "schema 0, this code reads 1"),
     (without_history, "history is empty"),
     (without_accuracy, "test_acc is missing or no float"),
+    (beyond_history, "selected_epoch is 99 of "),
+    (impossible_accuracy, "an accuracy is not between 0 and 100"),
+    (words_in_history, "holds something else than numbers"),
     (a_list, "not an object"),
     (other_parameters, "made with other parameters (lr: 0.5 -> "),
 ]
