@@ -6,13 +6,14 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DELETE_ON_ERROR:
-.PHONY: help setup data report runs status test lab clean
+.PHONY: help setup data report runs status bench test readme lab clean
 
 help:
 	@echo "make report [STUDY=quick] [JOBS=1]  train what is missing of a study, build reports/STUDY/index.html"
 	@echo "make runs   [STUDY=quick] [JOBS=1]  only train; stopped runs go on, finished ones are skipped"
 	@echo "make status [STUDY=quick]           how far each run of a study is"
 	@echo "make test                           the tests"
+	@echo "make bench                          how fast training is here, against plain PyTorch"
 	@echo "make lab                            JupyterLab, with the right kernel"
 	@echo "make setup                          .venv with the pinned packages (the others do it when needed)"
 	@echo "make data                           fetch and verify CIFAR-10 (likewise)"
@@ -46,6 +47,13 @@ status: $(READY)
 
 test: $(READY) data
 	@$(BIN)/python -m pytest
+
+bench: $(READY)
+	@$(BIN)/python -m lib.bench
+
+# Published records stand apart, so that a clone trains its own: make report readme CONVMIXER_REPORTS=reports/published
+readme: $(READY)
+	@CONVMIXER_REPORTS=reports/published $(BIN)/python -m lib.readme
 
 lab: $(READY)
 	@$(BIN)/jupyter lab --notebook-dir=. notebooks/train.ipynb

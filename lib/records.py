@@ -26,7 +26,8 @@ from lib import study as studies
 from lib.params import NUMERICS, Params, differences, run_name
 from lib.study import ROOT, Study, shown
 
-REPORTS = ROOT / "reports"
+# $CONVMIXER_REPORTS, from the repository's root where it is relative: another disk, or reports/published.
+REPORTS = ROOT / os.environ.get("CONVMIXER_REPORTS", "reports")
 SCHEMA = 1
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # CIFAR-10's order
 

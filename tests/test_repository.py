@@ -9,6 +9,7 @@ import nbformat
 import pytest
 import yaml
 
+from lib import readme, records
 from lib.study import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -56,7 +57,7 @@ def test_git_keeps_the_source_and_the_records_and_nothing_else_of_a_run():
 # What reads records, builds the page or starts runs.
 READERS = (
     "params", "study", "paper", "owner", "records", "stats", "tables", "words", "figures", "show", "report", "runs",
-    "papermill_plugin", "run_figures",
+    "papermill_plugin", "run_figures", "readme",
 )  # fmt: skip
 
 
@@ -82,6 +83,12 @@ def test_what_reads_records_imports_no_torch_not_even_through_another_module():
         names, torch = imports(ROOT / "lib" / f"{name}.py")
         assert not torch, f"lib/{name}.py imports torch"
         todo |= names - seen
+
+
+def test_the_readme_says_what_the_published_records_say(monkeypatch):
+    monkeypatch.setattr(records, "REPORTS", ROOT / "reports" / "published")
+    text = readme.README.read_text(encoding="utf-8")
+    assert readme.filled(text) == text
 
 
 def test_imports_run_in_no_circle():

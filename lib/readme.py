@@ -1,0 +1,43 @@
+"""`python -m lib.readme`: writes the README's results from the records of one study, so that none is typed in."""
+
+import sys
+
+import pandas as pd
+
+from lib import records, tables, words
+from lib import study as studies
+from lib.records import write_bytes
+from lib.study import ROOT
+
+STUDY = "quick"
+README = ROOT / "README.md"
+START, END = "<!-- results: written by `python -m lib.readme` -->", "<!-- end of results -->"
+
+
+def block() -> str:
+    """Ours against theirs as Markdown: a table of both ablations, then the report's sentences."""
+    study = studies.load(STUDY)
+    runs = records.load(study)
+    both = pd.concat([tables.kernel(runs), tables.patch(runs)]).drop_duplicates(["kernel", "patch"])
+    lines = ["| setting | ours, `quick` (%) | n | the study (%) | the original (%) |", "|---|---|---|---|---|"]
+    for row in both.itertuples():
+        ours = f"{row.ours:.2f}" if row.n else row.status
+        lines.append(f"| k={row.kernel}, p={row.patch} | {ours} | {row.n} | {row.study:.2f} | {row.original:.2f} |")
+    said = [*words.budget(study), *words.comparable(study)]
+    return "\n".join([*lines, "", " ".join(said), "", *(f"- {line}" for line in words.short(study, runs))])
+
+
+def filled(text: str) -> str:
+    """The README's text with its results as the records have them."""
+    before, rest = text.split(START)
+    return f"{before}{START}\n{block()}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> int:
+    """Rewrites README.md; its exit status."""
+    write_bytes(README, filled(README.read_text(encoding="utf-8")).encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
