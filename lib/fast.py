@@ -7,6 +7,7 @@ source is fast.c; where it cannot run (no compiler, another device, torch.compil
 import contextlib
 import ctypes
 import functools
+import os
 import sys
 from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
 
@@ -81,6 +82,11 @@ def library() -> ctypes.CDLL | None:
         for entry, argument in ENTRIES.items():
             function = getattr(compiled, f"fast_{entry}_{suffix}")
             function.argtypes, function.restype = [POINTER(argument)], None
+    with contextlib.suppress(OSError, AttributeError, StopIteration):
+        with open("/proc/self/maps") as maps:
+            openmp = next(line.split()[-1] for line in maps if "/libgomp" in line)
+        run = ctypes.cast(ctypes.CDLL(openmp).GOMP_parallel, c_void_p)
+        compiled.fast_calm_openmp(run, c_int64(len(os.sched_getaffinity(0))))
     return compiled
 
 
