@@ -328,6 +328,6 @@ def _say(text: str) -> None:
 
 if __name__ == "__main__":
     try:
-        cifar10(sys.argv[1] if len(sys.argv) > 1 else "")
+        cifar10(*sys.argv[1:2])
     except DataError as problem:
         sys.exit(str(problem))

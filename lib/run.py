@@ -30,7 +30,8 @@ def run(p: Params, say: Callable[[str], None] = print) -> dict:
     """
     folder = records.run_folder(p)
     name = folder.name
-    pick_device(p.device), recipe(p)  # refused before anything is written
+    pick_device(p.device)  # what cannot be is refused before anything is written
+    recipe(p)
     with own(folder):
         record = finished(p, folder)
         if record is not None and not p.force:

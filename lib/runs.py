@@ -20,6 +20,7 @@ from lib.params import ParameterError, Params
 from lib.study import ROOT, Run, Study, load, names
 
 NOTEBOOK = ROOT / "notebooks" / "train.ipynb"
+STARTING = 8  # seconds that papermill, a kernel and its imports take before a run trains
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -118,15 +119,14 @@ def announce(study: Study, todo: list[Run], jobs: int) -> str:
     """What will be trained and about how long it takes on this machine."""
     from lib.train import estimate, span  # imports torch, which `status` does not need
 
-    table = records.load(study).set_index("run")
-    kinds: dict[tuple, float] = {}
+    epochs_done = records.load(study).set_index("run").epoch
+    whole: dict[tuple, float] = {}  # seconds of a run from its start, by what makes it slow
+    total = 0.0
     for run in todo:
-        kind = (run.params.kernel, run.params.patch, run.params.epochs, run.params.dim, run.params.depth)
-        if kind not in kinds:
-            kinds[kind] = estimate(run.params)
-        left = 1 - table.epoch[run.name] / run.params.epochs
-        kinds[kind, run.name] = kinds[kind] * left
-    total = sum(seconds for kind, seconds in kinds.items() if isinstance(kind[0], tuple))
+        p = run.params
+        kind = (p.kernel, p.patch, p.dim, p.depth, p.epochs)
+        whole[kind] = whole.get(kind) or estimate(p)
+        total += whole[kind] * (1 - epochs_done[run.name] / p.epochs) + STARTING
     names = ", ".join(run.name for run in todo)
     return f"{len(todo)} of {len(study.runs)} runs to train, about {span(total / jobs)} in all: {names}"
 

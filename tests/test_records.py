@@ -2,10 +2,10 @@
 
 import json
 
-import made
 import numpy as np
 import pytest
 
+import made
 from lib import records
 
 
