@@ -3,10 +3,11 @@
 import json
 import subprocess
 
+import nbformat
 import pytest
 
 from copy_of import Copy
-from lib import records, runs
+from lib import explore, records, runs
 from lib import study as studies
 
 
@@ -45,6 +46,19 @@ def test_the_page_is_there(copy):
     for run in ("k3-p1-seed0", "k9-p4-seed0"):
         record = json.loads((copy.root / f"reports/smoke/runs/{run}/result.json").read_text())
         assert f"{record['test_acc']:.2f}" in page
+
+
+def test_a_trained_network_can_be_explored(copy):
+    done = copy.run("papermill", "notebooks/explore.ipynb", "explored.ipynb", "-p", "study", "smoke")
+    assert done.returncode == 0, done.stderr
+    cells = nbformat.read(copy.root / "explored.ipynb", as_version=4).cells
+    pictures = [output for cell in cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", ())]
+    assert len(pictures) == 4
+
+
+def test_a_run_without_weights_says_how_to_get_them(reports):
+    with pytest.raises(records.RecordError, match="no finished run; `make runs STUDY=quick` trains it"):
+        explore.trained("quick", "k9-p1-seed0")
 
 
 def test_status_is_a_table_of_every_run(copy):
