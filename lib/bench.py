@@ -1,0 +1,363 @@
+"""How fast training is on this machine's processor, against plain PyTorch: python -m lib.bench [--quick] [--only NAME].
+
+For each network every variant lives in a process of its own, and the processes take turns, one training step (or a
+quarter of a second of them) at a time: whatever else the machine does in the meantime falls on all of them alike. A
+step is forward, loss, backward and AdamW on a batch of 64. Reported are medians of the turns. The machine's limits
+(matrix products, memory copy) are measured in the same rounds. Writes reports/bench/bench.json.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from lib import records
+
+BATCH = 64  # images a training step
+TEST_BATCH = 100  # images a step of evaluation
+TURN = 0.25  # seconds that a turn takes at least
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One line of the table."""
+
+    name: str
+    dim: int
+    depth: int
+    kernel: int
+    patch: int
+
+    def macs(self) -> tuple[float, float]:
+        """Multiply-accumulates of one image forward: in the depthwise convolutions, and in the matrix products."""
+        places = (32 // self.patch) ** 2
+        depthwise = self.depth * places * self.kernel**2 * self.dim
+        products = self.depth * places * self.dim**2 + places * 3 * self.patch**2 * self.dim
+        return depthwise, products
+
+
+NETWORKS = (
+    *(Network(f"256/8 k={k} p=1", 256, 8, k, 1) for k in (3, 5, 7, 9)),
+    *(Network(f"256/8 k=9 p={p}", 256, 8, 9, p) for p in (2, 4)),
+    Network("laptop 128/4 k=9 p=1", 128, 4, 9, 1),
+    Network("laptop 128/4 k=9 p=4", 128, 4, 9, 4),
+    Network("quick 64/4 k=9 p=1", 64, 4, 9, 1),
+    Network("quick 64/4 k=9 p=4", 64, 4, 9, 4),
+)
+QUICK = ("256/8 k=9 p=4", "quick 64/4 k=9 p=4")
+
+DEFAULT = "PyTorch, defaults"
+TUNED = {  # channels_last, each; autocast to bfloat16, torch.compile
+    "channels_last": (False, False),
+    "channels_last, bf16": (True, False),
+    "channels_last, compiled": (False, True),
+    "channels_last, bf16, compiled": (True, True),
+}
+OURS = {"ours, float32": "float32", "ours, bfloat16": "bfloat16"}
+
+
+# ---------------------------------------------------------------------------------------------- in a variant's process
+
+
+def serve(pipe: Connection, network: Network, variant: str) -> None:
+    """Sends what it took to start, then answers each word on the pipe ("train", "evaluate") with seconds an image."""
+    import torch
+    from torch.nn import functional as F
+
+    from lib import fast
+    from lib.model import ConvMixer
+
+    autocast, compiled = TUNED.get(variant, (False, False))
+    torch.manual_seed(0)
+    # What PyTorch loads at its first step is not the network's memory.
+    ConvMixer(8, 1, 3, 4)(torch.randn(2, 3, 32, 32)).sum().backward()
+    size_before, begun = peak_size(), time.perf_counter()
+    layout = torch.contiguous_format if variant == DEFAULT else torch.channels_last
+    model = ConvMixer(network.dim, network.depth, network.kernel, network.patch).to(memory_format=layout)
+    if variant in OURS:
+        fast.keep_memory()
+        reason = fast.accelerate(model, getattr(torch, OURS[variant]))
+        if reason is not None:
+            pipe.send({"failed": reason})
+            return
+    optimizer = torch.optim.AdamW(model.parameters(), fused=variant != DEFAULT)
+    network_of = torch.compile(model) if compiled else model
+    images = torch.randn(BATCH, 3, 32, 32).to(memory_format=layout)
+    test_images = torch.randn(TEST_BATCH, 3, 32, 32).to(memory_format=layout)
+    labels = torch.randint(10, (BATCH,))
+
+    def train() -> int:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = network_of(images)
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return BATCH
+
+    @torch.inference_mode()
+    def evaluate() -> int:
+        model.eval()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            network_of(test_images)
+        model.train()
+        return TEST_BATCH
+
+    def turn(work) -> float:
+        begun, done = time.perf_counter(), 0
+        while (passed := time.perf_counter() - begun) < TURN or not done:
+            done += work()
+        return passed / done
+
+    try:
+        train()
+    except Exception as error:  # torch.compile without a compiler, a bfloat16 operation that is not there
+        pipe.send({"failed": str(error).strip().splitlines()[0][:200]})
+        return
+    first = time.perf_counter() - begun
+    train()
+    pipe.send({"first_step_seconds": round(first, 2), "peak_memory_mb": round(peak_size() - size_before)})
+    warm = False
+    while (word := pipe.recv()) != "stop":
+        if word == "evaluate" and not warm:
+            evaluate()  # compiles, where it does
+            warm = True
+        pipe.send(turn(train if word == "train" else evaluate))
+
+
+def limits(pipe: Connection) -> None:
+    """Answers "measure" with this machine's speeds at this moment: GFLOP/s of matrix products, GB/s of a copy."""
+    import torch
+
+    n = 2048
+    matrices = {kind: torch.randn(n, n).to(getattr(torch, kind)) for kind in ("float32", "bfloat16")}
+    source = torch.ones(64 * 2**20)  # 256 MiB
+    target = torch.empty_like(source)
+
+    def best(work, count: int = 5) -> float:
+        times = []
+        for _ in range(count):
+            begun = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - begun)
+        return min(times)
+
+    def measure() -> dict[str, float]:
+        speeds = {f"{kind}_gflops": 2e-9 * n**3 / best(lambda m=m: torch.mm(m, m)) for kind, m in matrices.items()}
+        # Both what is read and what is written is counted.
+        return {**speeds, "copy_gb_per_second": 2e-9 * source.nbytes / best(lambda: target.copy_(source))}
+
+    measure()
+    pipe.send({"threads": torch.get_num_threads()})
+    while pipe.recv() != "stop":
+        pipe.send(measure())
+
+
+def epoch(pipe: Connection, network: Network, images: int) -> None:
+    """Sends images a second of a whole epoch by the study's own loop, augmentation and data path included."""
+    import numpy as np
+
+    from lib import train
+    from lib.params import Params
+
+    random = np.random.default_rng(0)
+    count = {"train": images, "test": 100}
+    cifar = {f"{part}_images": random.integers(0, 256, (n, 32, 32, 3), np.uint8) for part, n in count.items()}
+    cifar |= {f"{part}_labels": (np.arange(n) % 10).astype(np.uint8) for part, n in count.items()}
+    shape = {"dim": network.dim, "depth": network.depth, "kernel": network.kernel, "patch": network.patch}
+    p = Params(**shape, epochs=2, val_size=0, select="last", dtype="bfloat16", device="cpu", study="bench")
+    with tempfile.TemporaryDirectory() as folder:
+        history = train.fit(p, cifar, Path(folder), say=lambda line: None).history
+    pipe.send(history[-1]["images_per_second"])  # the first epoch warms up
+
+
+def peak_size() -> float:
+    """MB: the most that this process has held in memory so far."""
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size / 1e6 if sys.platform == "darwin" else size * 1024 / 1e6
+
+
+# ------------------------------------------------------------------------------------------------ in the main process
+
+
+@contextlib.contextmanager
+def process(target, *arguments) -> Iterator[Connection]:
+    """A fresh process that runs `target(pipe, *arguments)`, and this end of its pipe."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    child = context.Process(target=target, args=(there, *arguments), daemon=True)
+    child.start()
+    there.close()
+    try:
+        yield here
+    finally:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            here.send("stop")
+        child.join(20)
+        child.kill()
+
+
+def ask(pipe: Connection, word: str):
+    pipe.send(word)
+    return pipe.recv()
+
+
+def measure(network: Network, variants: list[str], rounds: int, machine: Connection, speeds: list[dict]) -> dict:
+    """The record of one network: each variant's turns, and their ratios."""
+    with contextlib.ExitStack() as stack:
+        pipes, results = {}, {}
+        for variant in variants:
+            pipes[variant] = stack.enter_context(process(serve, network, variant))
+            results[variant] = pipes[variant].recv()
+        pipes = {variant: pipe for variant, pipe in pipes.items() if "failed" not in results[variant]}
+        turns = {(variant, word): [] for variant in pipes for word in ("train", "evaluate")}
+        for number in range(rounds):
+            speeds.append(ask(machine, "measure"))
+            for variant, pipe in pipes.items():
+                turns[variant, "train"].append(ask(pipe, "train"))
+                if number < 3:
+                    turns[variant, "evaluate"].append(ask(pipe, "evaluate"))
+    for variant in pipes:
+        train, evaluate = turns[variant, "train"], turns[variant, "evaluate"]
+        results[variant] |= {
+            "images_per_second": round(1 / statistics.median(train), 2),
+            "fastest_images_per_second": round(1 / min(train), 2),
+            "evaluation_images_per_second": round(1 / statistics.median(evaluate), 2),
+            "turns": [round(1 / seconds, 2) for seconds in train],  # images a second, in order
+        }
+    return {**dataclasses.asdict(network), "batch": BATCH, "variants": results, **compare(results)}
+
+
+def compare(results: dict[str, dict]) -> dict:
+    """Which variant of PyTorch's and of ours is the fastest, and ours over theirs."""
+
+    def fastest(names) -> str | None:
+        there = [name for name in names if "images_per_second" in results.get(name, {})]
+        return max(there, key=lambda name: results[name]["images_per_second"], default=None)
+
+    tuned, ours = fastest(TUNED), fastest(OURS)
+    ratios = {"tuned": tuned, "ours": ours, "over_tuned": None, "over_default": None, "memory_over_default": None}
+    for name, other in (("over_tuned", tuned), ("over_default", fastest([DEFAULT]))):
+        if ours and other:
+            ratios[name] = round(results[ours]["images_per_second"] / results[other]["images_per_second"], 2)
+    if ours and fastest([DEFAULT]):
+        ratios["memory_over_default"] = round(results[ours]["peak_memory_mb"] / results[DEFAULT]["peak_memory_mb"], 3)
+    return ratios
+
+
+def bounds(network: Network, machine: dict) -> dict:
+    """Images a second if there were nothing but the arithmetic of forward and backward, at the measured speeds.
+
+    `bound`: matrix products at the better of the two product speeds, depthwise convolutions at the float32 one.
+    `bound_bf16`: all of it at the better one, as where the depthwise convolutions have bfloat16 dot products too.
+    """
+    fast = max(machine["float32_gflops"], machine["bfloat16_gflops"])
+    # Forward, input gradient, weight gradient; two operations a multiply-accumulate.
+    depthwise, products = (6e-9 * macs for macs in network.macs())
+    return {
+        "bound": round(1 / (products / fast + depthwise / machine["float32_gflops"]), 1),
+        "bound_bf16": round(1 / ((products + depthwise) / fast), 1),
+    }
+
+
+def bench(networks: list[Network], variants: list[str], rounds: int, epoch_images: int, say=print) -> dict:
+    """The whole record, see the module's docstring."""
+    load, started = os.getloadavg(), time.perf_counter()
+    speeds, lines, epochs = [], [], []
+    with process(limits) as machine_pipe:
+        threads = machine_pipe.recv()["threads"]
+        for network in networks:
+            say(f"{network.name}: {len(variants)} variants")
+            lines.append(measure(network, variants, rounds, machine_pipe, speeds))
+    machine = {name: round(statistics.median(s[name] for s in speeds), 1) for name in speeds[0]}
+    for network, line in zip(networks, lines, strict=True):
+        line |= bounds(network, machine)
+        own = line["variants"].get(line["ours"], {}).get("images_per_second")
+        line["share_of_bound"] = round(own / line["bound"], 3) if own else None
+        line["share_of_bound_bf16"] = round(own / line["bound_bf16"], 3) if own else None
+        if network.patch == 4 and epoch_images:
+            say(f"{network.name}: an epoch with augmentation")
+            with process(epoch, network, epoch_images) as pipe:
+                epochs.append({"name": network.name, "images": epoch_images, "images_per_second": pipe.recv()})
+    return {
+        "schema": SCHEMA,
+        "made": records.now(),
+        "seconds": round(time.perf_counter() - started),
+        "environment": records.environment(),
+        "threads": threads,
+        "load_average": {"before": load[0], "after": os.getloadavg()[0]},
+        "batch": BATCH,
+        "limits": machine,
+        "networks": lines,
+        "epochs": epochs,
+    }
+
+
+def table(record: dict) -> str:
+    """The record as text: images a second in training, peak memory, ratios."""
+    limit = record["limits"]
+    out = [
+        f"{record['environment']['cpu']}, {record['threads']} threads; matrix products "
+        f"{limit['float32_gflops']:.0f} (float32) and {limit['bfloat16_gflops']:.0f} GFLOP/s (bfloat16), "
+        f"copy {limit['copy_gb_per_second']:.0f} GB/s; "
+        f"load {record['load_average']['before']:.1f} before, {record['load_average']['after']:.1f} after",
+        "Images a second in training, batch 64 (in brackets: in evaluation; MB above an idle process)",
+    ]
+    for line in record["networks"]:
+        out.append(f"\n{line['name']}")
+        for variant, result in line["variants"].items():
+            if "failed" in result:
+                out.append(f"  {variant:30} -  {result['failed']}")
+                continue
+            mark = "*" if variant in (line["tuned"], line["ours"]) else " "
+            out.append(
+                f" {mark}{variant:30}{result['images_per_second']:9.1f}  "
+                f"({result['evaluation_images_per_second']:.0f}; {result['peak_memory_mb']} MB)"
+            )
+        if line["ours"]:
+            out.append(
+                f"  ours over tuned {line['over_tuned']}, over default {line['over_default']}; memory "
+                f"{line['memory_over_default']} of default's; {line['share_of_bound']:.0%} of the counted bound "
+                f"({line['bound']}), {line['share_of_bound_bf16']:.0%} of one all in bfloat16 ({line['bound_bf16']})"
+            )
+    for line in record["epochs"]:
+        out.append(f"\n{line['name']}: {line['images_per_second']:.0f} images/s in an epoch with augmentation")
+    return "\n".join(out)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lib.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two small networks, nothing compiled: about a minute")
+    parser.add_argument("--only", action="append", metavar="NAME", help="a network of the table (more than once: each)")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="without torch.compile, which takes a minute to start"
+    )
+    parser.add_argument("--rounds", type=int, help="turns of each variant (default 7, quick 3)")
+    parser.add_argument("--out", type=Path, default=records.REPORTS / "bench" / "bench.json")
+    options = parser.parse_args(arguments)
+    wanted = options.only or (QUICK if options.quick else [network.name for network in NETWORKS])
+    unknown = set(wanted) - {network.name for network in NETWORKS}
+    if unknown:
+        names = ", ".join(repr(network.name) for network in NETWORKS)
+        parser.error(f"no network {', '.join(map(repr, sorted(unknown)))}; there are {names}")
+    no_compile = options.quick or options.no_compile
+    variants = [DEFAULT, *(name for name, (_, compiled) in TUNED.items() if not (compiled and no_compile)), *OURS]
+    networks = [network for network in NETWORKS if network.name in wanted]
+    rounds = options.rounds or (3 if options.quick else 7)
+    record = bench(networks, variants, rounds, epoch_images=640 if options.quick else 6400)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    records.write_json(options.out, record)
+    print(table(record))
+
+
+if __name__ == "__main__":
+    main()
