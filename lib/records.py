@@ -32,6 +32,7 @@ SCHEMA = 1
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # CIFAR-10's order
 
 RESULT, PREDICTIONS, PROGRESS, FAILURE = "result.json", "predictions.npz", "progress.json", "failure.json"
+PART = ".part"  # the end of a temporary file's name
 NOTEBOOK, WEIGHTS, CHECKPOINT = "train.ipynb", "weights.safetensors", "checkpoint.pt"
 
 # What a record must hold for the tables and figures; anything else in it is for the reader.
@@ -64,7 +65,7 @@ def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
 
     With `keep` the file that stood there before stays under that name.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -83,6 +84,12 @@ def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
         os.fsync(folder)  # the rename itself must survive a power cut
     finally:
         os.close(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed writers have left in a run's folder; only for its owner, who is then the one writer."""
+    for path in folder.glob(f".*{PART}"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: dict) -> None:

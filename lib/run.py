@@ -33,6 +33,7 @@ def run(p: Params, say: Callable[[str], None] = print) -> dict:
     pick_device(p.device)  # what cannot be is refused before anything is written
     recipe(p)
     with own(folder):
+        records.sweep(folder)
         record = finished(p, folder)
         if record is not None and not p.force:
             say(f"{name}: finished before, {record['test_acc']:.2f} % on the test set, nothing to train")
