@@ -9,6 +9,9 @@ from pathlib import Path
 import filelock
 
 LOCK, OWNER = ".lock", ".owner"
+# Seconds for an owner to go: a kernel lives on for a moment when its papermill has been killed, and who only looks
+# whether a run is held holds it for that time.
+PATIENCE = 4
 
 
 class OwnerError(RuntimeError):
@@ -22,16 +25,15 @@ class Locked(OwnerError):
 @contextlib.contextmanager
 def own(folder: Path) -> Iterator[None]:
     """Holds a run's folder against other processes while the block runs. Raises Locked or OwnerError before it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / LOCK)
-        lock.acquire(timeout=0)
-        (folder / OWNER).write_text(f"pid {os.getpid()} on {socket.gethostname()}")
-    except filelock.Timeout:
-        raise Locked(f"{folder.name}: locked by {_name(folder)}; wait for it or stop it") from None
-    except OSError as error:
-        raise OwnerError(f"{folder}: {error.strerror}; nothing was trained") from None
-    with lock:
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(filelock.FileLock(folder / LOCK, timeout=PATIENCE))
+            (folder / OWNER).write_text(f"pid {os.getpid()} on {socket.gethostname()}")
+        except filelock.Timeout:
+            raise Locked(f"{folder.name}: locked by {_name(folder)}; wait for it or stop it") from None
+        except OSError as error:
+            raise OwnerError(f"{folder}: {error.strerror}; nothing was trained") from None
         yield
 
 
@@ -44,6 +46,8 @@ def holder(folder: Path) -> str | None:
             return None
     except filelock.Timeout:
         return _name(folder)
+    except OSError:  # a folder where nobody can hold anything
+        return None
 
 
 def _name(folder: Path) -> str:
