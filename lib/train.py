@@ -205,10 +205,11 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
         finite = torch.isfinite(losses[:step])
         if not finite.all():
             where = int((~finite).nonzero()[0]) + 1
-            raise TrainingError(
-                f"the loss is no longer a number at epoch {epoch + 1}, step {where} of {steps}: "
-                f"lower lr ({p.lr}) or set clip ({p.clip}) to 1; the last checkpoint is from before"
-            )
+            raise no_number(f"at epoch {epoch + 1}, step {where} of {steps}")
+
+    def no_number(where: str) -> TrainingError:
+        hint = f"lower lr ({p.lr}) or set clip ({p.clip}) to 1; the last checkpoint is from before"
+        return TrainingError(f"the loss is no longer a number {where}: {hint}")
 
     def save() -> None:
         nonlocal last_saved, saved_count, train_seconds
@@ -260,6 +261,8 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
         if p.select == "best_test":
             test = measure(cifar["test_images"], cifar["test_labels"])
             entry |= {"test_loss": test["loss"], "test_acc": test["acc"]}
+        if not all(value is None or math.isfinite(value) for value in entry.values()):
+            raise no_number(f"after epoch {epoch + 1}, in evaluation")
         lap()
         entry |= {"seconds": round(epoch_seconds, 3), "images_per_second": round(n / train_seconds, 2)}
         history.append(entry)

@@ -139,6 +139,14 @@ def test_clipping_bounds_the_step(cifar, tiny):
     assert torch.cat([w.grad.flatten() for w in model.parameters()]).norm() == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_an_evaluation_that_is_no_number_stops_before_it_is_saved(tmp_path, cifar, tiny, monkeypatch):
+    real = train.evaluate
+    monkeypatch.setattr(train, "evaluate", lambda *a: {**real(*a), "loss": float("inf")})
+    with pytest.raises(TrainingError, match="no longer a number after epoch 1, in evaluation: lower lr"):
+        trained(tiny(), cifar, tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+
+
 def test_a_device_that_is_not_there_is_said():
     if not torch.cuda.is_available():
         with pytest.raises(TrainingError, match="device=cuda: there is none here, give device=cpu or auto"):
