@@ -249,7 +249,7 @@ def compare(results: dict[str, dict]) -> dict:
     for name, other in (("over_tuned", tuned), ("over_default", fastest([DEFAULT]))):
         if ours and other:
             ratios[name] = round(results[ours]["images_per_second"] / results[other]["images_per_second"], 2)
-    if ours and fastest([DEFAULT]):
+    if ours and fastest([DEFAULT]) and results[DEFAULT]["peak_memory_mb"]:
         ratios["memory_over_default"] = round(results[ours]["peak_memory_mb"] / results[DEFAULT]["peak_memory_mb"], 3)
     return ratios
 

@@ -326,15 +326,18 @@ class MeanFunction(torch.autograd.Function):
 # ------------------------------------------------------------------------------------------------ modules
 
 
-def usable(x: Tensor, weight: Tensor, norm: nn.BatchNorm2d) -> bool:
-    """Whether the native code may run on this call."""
+def usable(x: Tensor, weight: Tensor, norm: nn.BatchNorm2d, stride: int = 1) -> bool:
+    """Whether the native code may run on this call; if not, PyTorch's layers do, or refuse it as they always do."""
+    height, width = x.shape[-2:]
     return (
         not torch.compiler.is_compiling()
         and x.device.type == weight.device.type == "cpu"
         and weight.dtype == torch.float32
-        and x.dtype in (torch.float32, torch.bfloat16)
+        and x.dtype in DTYPES
+        and x.ndim == 4
         and x.numel() > 0
-        and not (norm.training and x.numel() == x.shape[1])  # one value a channel: PyTorch refuses it
+        and height % stride == width % stride == 0
+        and not (norm.training and len(x) * height * width == stride**2)  # one value a channel has no variance
     )
 
 
@@ -345,9 +348,7 @@ class FastStem(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         conv, _, norm = self
-        p = conv.stride[0]
-        height, width = x.shape[-2:]
-        if not usable(x, conv.weight, norm) or height % p or width % p or height * width == p * p:
+        if not usable(x, conv.weight, norm, conv.stride[0]):
             return super().forward(x)
         return StemFunction.apply(x, conv.weight, conv.bias, norm.weight, norm.bias, self, torch.is_grad_enabled())
 

@@ -1,6 +1,11 @@
-"""The fast layers against the plain ones in float64: outputs, every gradient, running statistics."""
+"""The fast layers against the plain ones in float64: outputs, every gradient, running statistics; and the ways out."""
 
 import copy
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,3 +95,256 @@ def test_bfloat16_is_no_worse_than_autocast(size):
     ratios = torch.tensor([(fast + 1e-6) / (auto + 1e-6) for fast, auto in errors.values()])
     assert ratios.log().mean().exp() < 1
     assert all(fast < 3 * auto + 5e-3 for fast, auto in errors.values()), errors
+
+
+def test_gelu_and_its_slope_over_their_range():
+    """A stem that only passes its first channel on, in evaluation, is GELU itself."""
+    x = torch.linspace(-9, 9, 4096).reshape(4, 1, 32, 32)
+    for dtype, value_limit, slope_limit in ((torch.float32, 3e-7, 1e-6), (torch.bfloat16, 5e-3, 5e-3)):
+        model = ConvMixer(16, 1, 3, 1, channels=1)
+        model.stem[0].weight.data.fill_(1)
+        model.stem[0].bias.data.zero_()
+        model.stem[2].eps = 0
+        model.eval()
+        fast.accelerate(model, dtype)
+        inputs = x.clone().requires_grad_()
+        out = model.stem(inputs)[:, :1]
+        out.sum().backward()
+        exact_in = x.to(dtype).double().requires_grad_()
+        exact = nn.functional.gelu(exact_in)
+        exact.sum().backward()
+        size = x.abs().clamp_min(1)
+        assert ((out - exact).abs() / size).max() < value_limit
+        # One of sixteen equal channels was asked for; bfloat16 rounds the slope too.
+        assert (inputs.grad - exact_in.grad).abs().max() < slope_limit
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_evaluation_with_and_without_gradients(dtype):
+    model = random_model(24, 2, 5, 2)
+    model(torch.randn(8, 3, 16, 16))  # running statistics that are not the initial ones
+    model.eval()
+    ours, x = accelerated(model, dtype), torch.randn(3, 3, 16, 16)
+    exact_model = copy.deepcopy(model).double()
+    limit = OUTPUT if dtype == torch.float32 else 2e-2
+    for context in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+        with context():
+            assert error(ours(x), exact_model(x.double())) < limit
+    if dtype == torch.float32:
+        to_logits, to_features = torch.randn(3, 10), torch.randn(3, 24, 8, 8)
+        found = forward_backward(ours, x, to_logits, to_features)
+        exact = forward_backward(exact_model, x.double(), to_logits, to_features)
+        assert all(error(value, exact[name]) < GRADIENT for name, value in found.items())
+
+
+def test_layout_of_the_images_does_not_matter():
+    model = accelerated(random_model(32, 1, 5, 2))
+    x = torch.randn(4, 3, 24, 24)
+    wide = torch.zeros(4, 3, 24, 48)
+    wide[..., ::2] = x
+    views = [x.to(memory_format=torch.channels_last), wide[..., ::2], x.flip(0).flip(0), x.double().float()]
+    expected = model.eval()(x)
+    assert all(torch.equal(model(view), expected) for view in views)
+    # A block by itself, on a tensor that no block made.
+    block, plain = model.blocks[0], ConvMixer.block(32, 5).eval()
+    plain.load_state_dict(block.state_dict())
+    features = torch.randn(2, 32, 7, 14)[..., ::2]
+    assert error(block(features), plain.double()(features.double())) < OUTPUT
+
+
+def test_batchnorm_keeps_its_books_as_pytorch_does():
+    """Momentum, the cumulative average (momentum None), a frozen layer, and training mode without gradients."""
+    for dim in (16, 13):  # in place, and through padding
+        model = random_model(dim, 2, 3, 2)
+        model.blocks[0][3].momentum = None
+        model.blocks[1][3].momentum = 0.5
+        model.train()
+        model.blocks[1][0].fn[2].eval()
+        ours, plain = accelerated(model), copy.deepcopy(model)
+        for _ in range(3):
+            x = torch.randn(4, 3, 8, 8)
+            with torch.no_grad():
+                ours(x), plain(x)
+        for name, value in plain.named_buffers():
+            assert torch.allclose(ours.get_buffer(name), value, rtol=1e-4, atol=1e-6), name
+        assert ours.stem[2].num_batches_tracked == 3
+
+
+def test_statistics_are_sound_where_the_mean_is_large():
+    model = random_model(16, 1, 3, 1)
+    with torch.no_grad():
+        model.stem[0].bias.fill_(300)
+        model.blocks[0][1].bias.fill_(-1)
+        model.blocks[0][0].fn[0].bias.fill_(300)
+    x = torch.randn(4, 3, 16, 16)
+    exact = copy.deepcopy(model).double()
+    ours = accelerated(model)
+    assert error(ours(x), exact(x.double())) < 1e-4
+    assert error(ours.blocks[0][0].fn[2].running_var, exact.blocks[0][0].fn[2].running_var) < 1e-4
+
+
+def test_one_value_a_channel_is_refused_as_ever():
+    model = accelerated(random_model(16, 1, 3, 4))
+    with pytest.raises(ValueError, match="more than 1 value"):
+        model(torch.randn(1, 3, 4, 4))
+
+
+def test_frozen_parameters_and_other_heads():
+    model = random_model(16, 1, 3, 2)
+    model.stem.requires_grad_(False)
+    model.blocks[0][1].weight.requires_grad_(False)
+    ours = accelerated(model)
+    ours(torch.randn(2, 3, 8, 8)).sum().backward()
+    assert ours.stem[0].weight.grad is None
+    assert ours.blocks[0][1].weight.grad is None
+    assert ours.blocks[0][1].bias.grad is not None
+
+
+def test_state_dict_moves_both_ways():
+    model = random_model(20, 2, 5, 2)
+    ours, other = accelerated(model), ConvMixer(20, 2, 5, 2)
+    assert list(ours.state_dict()) == list(model.state_dict())
+    assert [name for name, _ in ours.named_modules()] == [name for name, _ in model.named_modules()]
+    other.load_state_dict(ours.state_dict())
+    fresh = accelerated(ConvMixer(20, 2, 5, 2))
+    fresh.load_state_dict(other.state_dict())
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(ours.eval()(x), fresh.eval()(x))
+    for again in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert torch.equal(again(x), ours(x))
+
+
+def steps(model: nn.Module, count: int = 6) -> Tensor:
+    """The losses of a few steps of AdamW."""
+    torch.manual_seed(3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(count):
+        x, labels = torch.randn(8, 3, 16, 16), torch.randint(10, (8,))
+        loss = nn.functional.cross_entropy(model(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+def test_training_follows_the_plain_one():
+    model = random_model(32, 2, 7, 2)
+    expected = steps(copy.deepcopy(model).train())
+    assert torch.allclose(steps(accelerated(model)), expected, rtol=1e-3)
+    assert torch.allclose(steps(accelerated(model, torch.bfloat16)), expected, rtol=0.05)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_repeats_bit_for_bit(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            model = random_model(48, 2, 5, 2)
+            losses = [steps(accelerated(model, dtype)) for _ in range(3)]
+            assert torch.equal(losses[0], losses[1])
+            assert torch.equal(losses[0], losses[2])
+    finally:
+        torch.set_num_threads(before)
+
+
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, "tests")
+from test_fast import accelerated, random_model, steps
+print("loss", steps(accelerated(random_model(16, 1, 3, 2))).double().sum().item().hex())
+"""
+
+
+def run_python(script: str, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[1], env={**os.environ, **environment},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_two_processes_compile_at_once(tmp_path):
+    """Into an empty cache; both succeed, say so in a line, give the same bits, and leave one file."""
+    both = [run_python(SCRIPT, XDG_CACHE_HOME=str(tmp_path)) for _ in range(2)]
+    (out, said), (other, _) = (process.communicate(timeout=200) for process in both)
+    assert all(process.returncode == 0 for process in both)
+    assert out.startswith("loss")
+    assert out == other
+    assert "compiling lib/fast.c" in said
+    assert [path.suffix for path in (tmp_path / "convmixer-cifar10").iterdir()] == [".so"]
+
+
+def test_no_compiler(tmp_path):
+    """One line in the log, a reason, and a plain model that works."""
+    script = """
+import torch
+from lib import fast
+from lib.model import ConvMixer
+model = ConvMixer(16, 1, 3, 2)
+print(fast.accelerate(model), type(model).__name__, tuple(model(torch.randn(2, 3, 8, 8)).shape), sep="; ")
+"""
+    process = run_python(script, XDG_CACHE_HOME=str(tmp_path), CC="/nonexistent/cc")
+    out, said = process.communicate(timeout=100)
+    assert out.strip() == "fast layers could not be compiled; ConvMixer; (2, 10)"
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_import_does_nothing(tmp_path):
+    process = run_python("import lib.fast", XDG_CACHE_HOME=str(tmp_path))
+    assert process.communicate(timeout=100) == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reasons_to_stay_plain():
+    untracked = ConvMixer(16, 1, 3, 2)
+    untracked.stem[2] = nn.BatchNorm2d(16, track_running_stats=False)
+    cases = [
+        (ConvMixer(16, 1, 3, 2).to("meta"), torch.float32, "meta"),
+        (ConvMixer(16, 1, 4, 2), torch.float32, "odd kernel"),
+        (ConvMixer(16, 1, 3, 2).double(), torch.float32, "float32 parameters"),
+        (ConvMixer(16, 1, 3, 2), torch.float16, "float16"),
+        (nn.Linear(2, 2), torch.float32, "Linear"),
+        (untracked, torch.float32, "running statistics"),
+    ]
+    for model, dtype, word in cases:
+        kind = type(model)
+        reason = fast.accelerate(model, dtype)
+        assert word in reason
+        assert len(reason.splitlines()) == 1
+        assert type(model) is kind
+
+
+def test_falls_back_when_it_is_compiled_or_moved():
+    model = random_model(16, 1, 3, 2).eval()
+    ours, x = accelerated(model), torch.randn(2, 3, 8, 8)
+    expected = model(x)
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), expected)
+    assert torch.equal(ours.double()(x.double()), model.double()(x.double()))  # the native code has no float64
+
+
+def test_works_in_forked_and_in_several_threads():
+    """A data worker is forked while helpers sleep; and two threads may call at once."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    model, x = accelerated(random_model(32, 1, 3, 2)).eval(), torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        expected = model(x)
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda _: model(x), range(40)))
+    assert all(torch.equal(one, expected) for one in found)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with torch.no_grad():
+            os.write(write, b"same" if torch.equal(fast_only(model, x), fast_only(model, x)) else b"not ")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(read, 4) == b"same"
+
+
+def fast_only(model: ConvMixer, x: Tensor) -> Tensor:
+    """Stem and blocks: native code alone (PyTorch's own threads do not survive a fork)."""
+    return model.blocks(model.stem(x))

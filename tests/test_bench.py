@@ -1,0 +1,71 @@
+"""The bench end to end on a network of a moment, and its arithmetic by hand."""
+
+import json
+
+import pytest
+
+from lib import bench, fast, records
+
+TINY = bench.Network("tiny", 16, 1, 3, 4)
+
+
+@pytest.fixture(scope="module")
+def record() -> dict:
+    variants = [bench.DEFAULT, "channels_last", *bench.OURS]
+    return bench.bench([TINY], variants, rounds=1, epoch_images=0, say=lambda line: None)
+
+
+def test_macs_are_counted_as_by_the_model():
+    from lib.model import forward_macs
+
+    for network in bench.NETWORKS:
+        head = network.dim * 10
+        assert sum(network.macs()) + head == forward_macs(network.dim, network.depth, network.kernel, network.patch)
+
+
+def test_bound_by_hand():
+    """k=9, p=1, 256/8: 4.2 GFLOP an image, 1.0 of them depthwise."""
+    network = next(n for n in bench.NETWORKS if n.name == "256/8 k=9 p=1")
+    depthwise, products = (6e-9 * macs for macs in network.macs())
+    assert depthwise == pytest.approx(1.02, abs=0.01)
+    assert products == pytest.approx(3.23, abs=0.01)
+    found = bench.bounds(network, {"float32_gflops": 100.0, "bfloat16_gflops": 320.0})
+    assert found["bound"] == pytest.approx(1 / (3.23 / 320 + 1.02 / 100), rel=0.01)
+    assert found["bound_bf16"] == pytest.approx(320 / 4.25, rel=0.01)
+
+
+def test_ratios_take_the_fastest_of_each_side():
+    results = {
+        bench.DEFAULT: {"images_per_second": 10.0, "peak_memory_mb": 400},
+        "channels_last": {"images_per_second": 20.0, "peak_memory_mb": 400},
+        "channels_last, bf16": {"failed": "not here"},
+        "ours, float32": {"images_per_second": 50.0, "peak_memory_mb": 100},
+        "ours, bfloat16": {"images_per_second": 80.0, "peak_memory_mb": 100},
+    }
+    found = bench.compare(results)
+    assert (found["tuned"], found["ours"]) == ("channels_last", "ours, bfloat16")
+    assert (found["over_tuned"], found["over_default"], found["memory_over_default"]) == (4.0, 8.0, 0.25)
+    assert bench.compare({})["over_tuned"] is None
+
+
+@pytest.mark.skipif(fast.library() is None, reason="no C compiler here")
+def test_record_of_a_whole_bench(record, tmp_path):
+    (line,) = record["networks"]
+    assert set(line["variants"]) == {bench.DEFAULT, "channels_last", *bench.OURS}
+    for result in line["variants"].values():
+        assert result["images_per_second"] > 0
+        assert result["evaluation_images_per_second"] > 0
+        assert result["peak_memory_mb"] >= 0
+    assert line["ours"] in bench.OURS
+    assert line["share_of_bound"] > 0
+    assert record["limits"]["copy_gb_per_second"] > 0
+    assert record["threads"] >= 1
+    records.write_json(tmp_path / "bench.json", record)  # it can be written
+    assert json.loads((tmp_path / "bench.json").read_text()) == record
+    assert "ours over tuned" in bench.table(record)
+
+
+def test_unknown_network_is_named(capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["--only", "256/8 k=9"])
+    assert "256/8 k=9 p=1" in capsys.readouterr().err
