@@ -24,6 +24,11 @@ def previous(folder: Path) -> Path:
     return (folder / CHECKPOINT).with_suffix(".previous.pt")
 
 
+def damaged(folder: Path) -> Path:
+    """Where a damaged last checkpoint is put: it must not become the previous one, which is all that is left."""
+    return (folder / CHECKPOINT).with_suffix(".damaged.pt")
+
+
 def save(folder: Path, state: dict) -> int:
     """Writes `state` (tensors, numbers, text, lists and dicts of them) and returns its size in bytes.
 
@@ -53,6 +58,7 @@ def load(folder: Path) -> dict | None:
                 continue
             for failure in failures:
                 print(f"{failure}; going on from the one before", file=sys.stderr, flush=True)
+                (folder / CHECKPOINT).replace(damaged(folder))
             return state
     if failures:
         raise CheckpointError("; ".join(failures) + f"; to start this run anew, delete {folder}/checkpoint*.pt")
@@ -61,7 +67,7 @@ def load(folder: Path) -> dict | None:
 
 def remove(folder: Path) -> None:
     """Deletes a finished run's checkpoints."""
-    for path in (folder / CHECKPOINT, previous(folder)):
+    for path in (folder / CHECKPOINT, previous(folder), damaged(folder)):
         path.unlink(missing_ok=True)
 
 
