@@ -24,6 +24,13 @@ typedef uint16_t bf16;
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
+// Keeps the compiler from reading a vector from memory again at each of its uses: that costs as much as the arithmetic.
+#ifdef __AVX512F__
+#define IN_REGISTER(v) __asm__("" : "+v"(v))
+#else
+#define IN_REGISTER(v) ((void)0)
+#endif
+
 int64_t fast_lanes(void) { return LANES; }
 
 INLINE long least(long a, long b) { return a < b ? a : b; }

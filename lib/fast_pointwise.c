@@ -31,7 +31,10 @@ static void FN(pack_weight)(vf *to, const float *from, long n, long k, long step
 INLINE void FN(product_block)(const FN(cell) *rows, long units, const vf *weight, const int wide, vf sums[TALL][WIDE]) {
     for (long k = 0; k < units; k++) {
         vf w[WIDE];
-        UNROLL for (int j = 0; j < wide; j++) w[j] = weight[k * wide + j];
+        UNROLL for (int j = 0; j < wide; j++) {
+            w[j] = weight[k * wide + j];
+            IN_REGISTER(w[j]);
+        }
         UNROLL for (int i = 0; i < TALL; i++) {
             float one;
             memcpy(&one, rows + (i * units + k) * UNIT, sizeof one);
@@ -77,7 +80,10 @@ INLINE void FN(gradient_block)(const vf *du, int lane, const vf *z, const int wi
     UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < wide; j++) sums[i][j] = splat(0);
     for (long p = 0; p < FN(PAIRS); p++) {
         vf w[WIDE];
-        UNROLL for (int j = 0; j < wide; j++) w[j] = z[j * FN(PAIRS) + p];
+        UNROLL for (int j = 0; j < wide; j++) {
+            w[j] = z[j * FN(PAIRS) + p];
+            IN_REGISTER(w[j]);
+        }
         UNROLL for (int i = 0; i < 4; i++) {
             vf one = splat(((const float *)(du + p))[lane + i]);
             UNROLL for (int j = 0; j < wide; j++) sums[i][j] = FN(dot)(sums[i][j], one, w[j]);
