@@ -155,6 +155,29 @@ def patch(runs: pd.DataFrame) -> Figure:
     return _ablation(runs, tables.patch(runs), "patch")
 
 
+@_styled
+def speed(bench: dict | None) -> Figure | None:
+    """What kernel and patch size cost, ConvMixer-256/8: images a second in training, and memory."""
+    table = tables.speed(bench)
+    table = table[table["network"].str.startswith("256/8")] if len(table) else table
+    if table.empty:
+        return None
+    figure, panels = _new(5.4, rows=2, sharex=True)
+    names = [f"k={row.kernel}\np={row.patch}" for row in table.itertuples()]
+    looks = {"native": ("these layers", OURS), "tuned": ("PyTorch, tuned", STUDY), "default": ("PyTorch", ORIGINAL)}
+    for axes, unit in zip(panels, ("images", "mb"), strict=True):
+        for which, (label, look) in looks.items():
+            # No line: from one network to the next there is nothing in between.
+            axes.plot(names, table[f"{which}_{unit}"], label=label, **{**look, "linestyle": ""})
+        axes.set(ylim=(0, None))
+    panels[0].set(yscale="log", ylabel="images/s (log scale)")
+    panels[1].set(ylabel="peak memory (MB)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, columnspacing=1.2)
+    told = [f"k={row.kernel}, p={row.patch}: {row.native_images:.0f}" for row in table.itertuples()]
+    return _described(figure, f"Images a second in training with these layers: {'; '.join(told)}.")
+
+
 def _ablation(runs: pd.DataFrame, table: pd.DataFrame, what: str) -> Figure:
     """Above, accuracies as they are; below, each series as its change from one level, since they differ in height."""
     figure, (above, below) = _new(5.6, rows=2, sharex=True)

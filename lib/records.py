@@ -33,6 +33,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 RESULT, PREDICTIONS, PROGRESS, FAILURE = "result.json", "predictions.npz", "progress.json", "failure.json"
 PART = ".part"  # the end of a temporary file's name
+BENCH, BENCH_SCHEMA = "bench/bench.json", 1
 NOTEBOOK, WEIGHTS, CHECKPOINT = "train.ipynb", "weights.safetensors", "checkpoint.pt"
 
 # What a record must hold for the tables and figures; anything else in it is for the reader.
@@ -214,6 +215,15 @@ def refuse_other(record: dict, params: Params, path: Path) -> None:
         }
         changes = differences(ours, theirs) or "the fingerprint itself"
         raise RecordError(f"{shown(path)}: made with other parameters ({changes}); move its folder away to train anew")
+
+
+def read_bench() -> dict | None:
+    """What `make bench` measured (see bench.py), or None where it was not run or cannot be read."""
+    with contextlib.suppress(RecordError):
+        values = read_json(REPORTS / BENCH)
+        if values.get("schema") == BENCH_SCHEMA:
+            return values
+    return None
 
 
 def environment() -> dict:

@@ -239,6 +239,26 @@ def compute_by_setting(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def speed(bench: dict | None) -> pd.DataFrame:
+    """Images a second and MB in training, by network: plain PyTorch, PyTorch tuned by hand and these layers.
+
+    bound_share: of the images a second that the arithmetic alone would allow, at this machine's measured speeds.
+    """
+    rows = []
+    for network in (bench or {"networks": []})["networks"]:
+        variants = {
+            "default": network["variants"].get("PyTorch, defaults"),
+            "tuned": network["variants"].get(network["tuned"]),
+            "native": network["variants"].get(network["ours"]),
+        }
+        row = {"network": network["name"], "kernel": network["kernel"], "patch": network["patch"]}
+        for name, unit in (("images_per_second", "images"), ("peak_memory_mb", "mb")):
+            row |= {f"{which}_{unit}": (found or {}).get(name, np.nan) for which, found in variants.items()}
+        row |= {name: network[name] for name in ("over_default", "over_tuned")}
+        rows.append(row | {"bound_share": network["share_of_bound"]})
+    return pd.DataFrame(rows)
+
+
 def every_run(runs: pd.DataFrame) -> pd.DataFrame:
     """Each run of the study, finished or not, with the reason where it is not."""
     chosen = [record["selected_epoch"] if record else np.nan for record in runs["record"]]

@@ -296,6 +296,32 @@ def compute(runs: pd.DataFrame) -> list[str]:
     return said
 
 
+def speed(bench: dict | None) -> list[str]:
+    """How much faster than PyTorch the native layers are on the machine of `make bench`, and what k and p cost."""
+    table = tables.speed(bench).dropna() if bench else pd.DataFrame()
+    if table.empty:
+        return ["`make bench` measures that on this machine."] if bench is None else []
+    where = f"{bench['environment']['cpu']}, {bench['threads']} threads"
+    said = [
+        f"On {where}, whole training steps of {_count(len(table), 'network')} ran {_range(table['over_default'])} times as fast "
+        f"as with PyTorch's defaults, and {_range(table['over_tuned'])} times as fast as with the best of "
+        "channels_last, bfloat16 and torch.compile.",
+    ]
+    sizes = table[table["network"].str.startswith("256/8")].set_index(["kernel", "patch"])["native_images"]
+    for what, (one, other) in {"kernel": ((3, 1), (9, 1)), "patch": ((9, 1), (9, 4))}.items():
+        if one in sizes and other in sizes:
+            size = {"kernel": lambda pair: f"k={pair[0]}", "patch": lambda pair: f"p={pair[1]}"}[what]
+            said.append(
+                f"At 256/8 {size(other)} trains {sizes[other]:.0f} images a second, {size(one)} {sizes[one]:.0f}: "
+                f"{sizes[other] / sizes[one]:.2f} times as many."
+            )
+    return said
+
+
+def _range(values: pd.Series) -> str:
+    return f"{values.min():.1f} to {values.max():.1f}" if len(values) > 1 else f"{values.iloc[0]:.1f}"
+
+
 def provenance(runs: pd.DataFrame) -> list[str]:
     """Whether all records come from one commit, unchanged, and one set of data."""
     done = runs.loc[runs["status"] == "done", "record"]

@@ -232,3 +232,30 @@ def test_a_corrupt_record_is_named_and_the_rest_still_shows(home):
     table = tables.every_run(records.load(study))
     assert table["status"][0] == "refused" and re.search(r"k3-p1-seed0/result.json", table["reason"][0])
     assert (table["status"][1:] == "done").all()
+
+
+def bench_of(**images_per_second):
+    """What `make bench` records, of one network."""
+    names = {"default": "PyTorch, defaults"}
+    variants = {
+        names.get(name, name): {"images_per_second": speed, "peak_memory_mb": 100.0}
+        for name, speed in images_per_second.items()
+    }
+    network = {"name": "256/8 k=9 p=1", "kernel": 9, "patch": 1, "variants": variants, "tuned": "channels_last"}
+    network |= {"ours": "ours", "over_default": 12.0, "over_tuned": 4.0, "share_of_bound": 0.6}
+    return {"networks": [network], "environment": {"cpu": "a processor"}, "threads": 2}
+
+
+def test_speed_compares_the_fastest_of_each_and_leaves_out_what_did_not_run():
+    table = tables.speed(bench_of(default=3, channels_last=9, ours=36))
+    assert table.loc[0, ["default_images", "tuned_images", "native_images", "native_mb"]].tolist() == [3, 9, 36, 100]
+    bench = bench_of(default=3, channels_last=9, ours=36)
+    bench["networks"][0] |= {"ours": None, "over_default": None, "share_of_bound": None}
+    assert np.isnan(tables.speed(bench).loc[0, "native_images"])
+    assert tables.speed(None).empty
+
+
+def test_speed_in_words_names_the_machine_and_says_what_measures_it():
+    assert words.speed(None) == ["`make bench` measures that on this machine."]
+    (sentence,) = words.speed(bench_of(default=3, channels_last=9, ours=36))
+    assert sentence.startswith("On a processor, 2 threads, whole training steps of 1 network ran 12.0 times as fast")
