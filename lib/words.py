@@ -301,11 +301,11 @@ def speed(bench: dict | None) -> list[str]:
     table = tables.speed(bench).dropna() if bench else pd.DataFrame()
     if table.empty:
         return ["`make bench` measures that on this machine."] if bench is None else []
-    where = f"{bench['environment']['cpu']}, {bench['threads']} threads"
+    networks = _count(len(table), "network")
     said = [
-        f"On {where}, whole training steps of {_count(len(table), 'network')} ran {_range(table['over_default'])} times as fast "
-        f"as with PyTorch's defaults, and {_range(table['over_tuned'])} times as fast as with the best of "
-        "channels_last, bfloat16 and torch.compile.",
+        f"On {bench['environment']['cpu']}, {bench['threads']} threads, whole training steps of {networks} ran "
+        f"{_times(table['over_default'])} times as fast as with PyTorch's defaults, and {_times(table['over_tuned'])} "
+        "times as fast as with the best of channels_last, bfloat16 and torch.compile.",
     ]
     sizes = table[table["network"].str.startswith("256/8")].set_index(["kernel", "patch"])["native_images"]
     for what, (one, other) in {"kernel": ((3, 1), (9, 1)), "patch": ((9, 1), (9, 4))}.items():
@@ -318,8 +318,8 @@ def speed(bench: dict | None) -> list[str]:
     return said
 
 
-def _range(values: pd.Series) -> str:
-    return f"{values.min():.1f} to {values.max():.1f}" if len(values) > 1 else f"{values.iloc[0]:.1f}"
+def _times(ratios: pd.Series) -> str:
+    return f"{ratios.min():.1f} to {ratios.max():.1f}" if len(ratios) > 1 else f"{ratios.iloc[0]:.1f}"
 
 
 def provenance(runs: pd.DataFrame) -> list[str]:
