@@ -304,7 +304,7 @@ def speed(bench: dict | None) -> list[str]:
     networks = _count(len(table), "network")
     said = [
         f"On {bench['environment']['cpu']}, {bench['threads']} threads, whole training steps of {networks} ran "
-        f"{_times(table['over_default'])} times as fast as with PyTorch's defaults, and {_times(table['over_tuned'])} "
+        f"{_factors(table['over_default'])} times as fast as with PyTorch's defaults, and {_factors(table['over_tuned'])} "
         "times as fast as with the best of channels_last, bfloat16 and torch.compile.",
     ]
     sizes = table[table["network"].str.startswith("256/8")].set_index(["kernel", "patch"])["native_images"]
@@ -318,7 +318,7 @@ def speed(bench: dict | None) -> list[str]:
     return said
 
 
-def _times(ratios: pd.Series) -> str:
+def _factors(ratios: pd.Series) -> str:
     return f"{ratios.min():.1f} to {ratios.max():.1f}" if len(ratios) > 1 else f"{ratios.iloc[0]:.1f}"
 
 
