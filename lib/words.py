@@ -301,11 +301,14 @@ def speed(bench: dict | None) -> list[str]:
     table = tables.speed(bench).dropna() if bench else pd.DataFrame()
     if table.empty:
         return ["`make bench` measures that on this machine."] if bench is None else []
-    networks = _count(len(table), "network")
+    networks, (default, tuned) = (
+        _count(len(table), "network"),
+        map(_factors, (table["over_default"], table["over_tuned"])),
+    )
     said = [
-        f"On {bench['environment']['cpu']}, {bench['threads']} threads, whole training steps of {networks} ran "
-        f"{_factors(table['over_default'])} times as fast as with PyTorch's defaults, and {_factors(table['over_tuned'])} "
-        "times as fast as with the best of channels_last, bfloat16 and torch.compile.",
+        f"On {bench['environment']['cpu']}, {bench['threads']} threads, whole training steps of {networks} ran {default} "
+        f"times as fast as with PyTorch's defaults, and {tuned} times as fast as with the best of channels_last, "
+        "bfloat16 and torch.compile.",
     ]
     sizes = table[table["network"].str.startswith("256/8")].set_index(["kernel", "patch"])["native_images"]
     for what, (one, other) in {"kernel": ((3, 1), (9, 1)), "patch": ((9, 1), (9, 4))}.items():
