@@ -51,11 +51,11 @@ static void *help(void *unused) {
         job *j = pool.current;
         if (pool.jobs != seen && j && j->places > 0) {
             j->places--;
-            j->inside++;
+            __atomic_fetch_add(&j->inside, 1, __ATOMIC_RELAXED);
             pthread_mutex_unlock(&pool.lock);
             take_groups(j);
             pthread_mutex_lock(&pool.lock);
-            if (--j->inside == 0) pthread_cond_signal(&pool.done);
+            if (__atomic_sub_fetch(&j->inside, 1, __ATOMIC_RELAXED) == 0) pthread_cond_signal(&pool.done);
         }
         seen = pool.jobs;
         pthread_mutex_unlock(&pool.lock);
