@@ -301,10 +301,10 @@ def speed(bench: dict | None) -> list[str]:
     table = tables.speed(bench).dropna() if bench else pd.DataFrame()
     if table.empty:
         return ["`make bench` measures that on this machine."] if bench is None else []
-    where = f"On {bench['environment']['cpu']}, {bench['threads']} threads,"
+    where = f"On {bench['environment']['cpu']}, {bench['threads']} threads, whole training steps of"
     default, tuned = _factors(table["over_default"]), _factors(table["over_tuned"])
     said = [
-        f"{where} whole training steps of {_count(len(table), 'network')} ran {default} times as fast as with PyTorch's "
+        f"{where} {_count(len(table), 'network')} ran {default} times as fast as with PyTorch's "
         f"defaults, and {tuned} times as fast as with the best of channels_last, bfloat16 and torch.compile.",
     ]
     sizes = table[table["network"].str.startswith("256/8")].set_index(["kernel", "patch"])["native_images"]
