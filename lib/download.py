@@ -5,6 +5,7 @@ Whatever the source, the four arrays must have the published SHA-256. The verifi
 
 import contextlib
 import hashlib
+import http.client
 import io
 import json
 import os
@@ -218,12 +219,12 @@ def download(url: str, path: Path) -> None:
         with urllib.request.urlopen(url, timeout=STALLED) as answer, open(path, "wb") as file:
             size = int(answer.headers.get("Content-Length") or 0)
             with tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name) as bar:
-                while block := answer.read(1 << 18):
+                while block := answer.read1(1 << 18):  # what has come; read would wait for all of it
                     file.write(block)
                     bar.update(len(block))
                     if time.monotonic() - begun > SLOWEST:
                         raise TimeoutError(f"not finished after {SLOWEST} s")
-    except (TimeoutError, ConnectionError, urllib.error.URLError) as error:
+    except (TimeoutError, ConnectionError, urllib.error.URLError, http.client.HTTPException) as error:
         raise DataError(f"{url}: {_line(error)}") from None
     if size and path.stat().st_size != size:
         raise DataError(f"{url}: broke off after {path.stat().st_size} of {size} bytes")
