@@ -205,15 +205,17 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
         finite = torch.isfinite(losses[:step])
         if not finite.all():
             where = int((~finite).nonzero()[0]) + 1
-            raise no_number(f"at epoch {epoch + 1}, step {where} of {steps}")
+            raise no_number("loss", f"at epoch {epoch + 1}, step {where} of {steps}")
 
-    def no_number(where: str) -> TrainingError:
+    def no_number(what: str, where: str) -> TrainingError:
         hint = f"lower lr ({p.lr}) or set clip ({p.clip}) to 1; the last checkpoint is from before"
-        return TrainingError(f"the loss is no longer a number {where}: {hint}")
+        return TrainingError(f"the {what} is no longer a number {where}: {hint}")
 
     def save() -> None:
         nonlocal last_saved, saved_count, train_seconds
         check_losses()
+        if not all(torch.isfinite(w).all() for w in model.state_dict().values()):  # the next loss would be none
+            raise no_number("network", f"at epoch {epoch + 1}, step {step} of {steps}")
         train_seconds += lap()
         saved_count += 1
         state = {
@@ -262,7 +264,7 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
             test = measure(cifar["test_images"], cifar["test_labels"])
             entry |= {"test_loss": test["loss"], "test_acc": test["acc"]}
         if not all(value is None or math.isfinite(value) for value in entry.values()):
-            raise no_number(f"after epoch {epoch + 1}, in evaluation")
+            raise no_number("loss", f"after epoch {epoch + 1}, in evaluation")
         lap()
         entry |= {"seconds": round(epoch_seconds, 3), "images_per_second": round(n / train_seconds, 2)}
         history.append(entry)
