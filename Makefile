@@ -6,13 +6,14 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DELETE_ON_ERROR:
-.PHONY: help setup data report runs status bench test readme lab clean
+.PHONY: help setup data report runs status bench test test-faults readme lab clean
 
 help:
 	@echo "make report [STUDY=quick] [JOBS=1]  train what is missing of a study, build reports/STUDY/index.html"
 	@echo "make runs   [STUDY=quick] [JOBS=1]  only train; stopped runs go on, finished ones are skipped"
 	@echo "make status [STUDY=quick]           how far each run of a study is"
 	@echo "make test                           the tests"
+	@echo "make test-faults                    kills, full disks, bad input: a line a fault, about 10 minutes"
 	@echo "make bench                          how fast training is here, against plain PyTorch"
 	@echo "make lab                            JupyterLab, with the right kernel"
 	@echo "make setup                          .venv with the pinned packages (the others do it when needed)"
@@ -47,6 +48,9 @@ status: $(READY)
 
 test: $(READY) data
 	@$(BIN)/python -m pytest
+
+test-faults: $(READY) data
+	@$(BIN)/python tests/faults
 
 bench: $(READY)
 	@$(BIN)/python -m lib.bench
