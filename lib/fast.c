@@ -94,7 +94,7 @@ static void add_up_work(void *context, long begin, long end, long group) {
 // to[c] = the sum over `count` rows of from[row * step + c], in a fixed order, in double; `to` may be `from`.
 static void add_up(const float *from, long count, long step, long dim, float *to, int threads) {
     addition a = {from, count, step, to};
-    parallel(add_up_work, &a, dim / LANES, count * dim > 50000 ? threads : 1);
+    parallel(add_up_work, &a, dim / LANES, 0, count * dim > 50000 ? threads : 1);
 }
 
 #define T float

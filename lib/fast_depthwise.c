@@ -43,25 +43,25 @@ INLINE vf FN(unit)(vf first, vf second) {
 
 // ---------------------------------------------------------------------------------------------- weights
 
-// weight (dim, k, k) -> units [dim / LANES][k][taps][UNIT]: for each tap, one vector for each pixel of the output unit.
-static void FN(pack_taps)(vf *to, const float *weight, long dim, const FN(shape) *s, int flip) {
+// weight (dim, k, k), the LANES channels from `slab` on -> units [k][taps][UNIT]: for each tap, one vector for each pixel
+// of the output unit.
+static void FN(pack_taps)(vf *to, const float *weight, long slab, const FN(shape) *s, int flip) {
     long k = s->kernel;
-    for (long slab = 0; slab < dim; slab += LANES)
-        for (long r = 0; r < k; r++)
-            for (long t = 0; t < s->taps; t++)
-                for (long pixel = 0; pixel < UNIT; pixel++) {
-                    vf tap[2] = {splat(0), splat(0)};
-                    // Column of the kernel that meets the first pixel of input unit t (+ skip for the odd pixel).
-                    long column = UNIT * (t + (pixel ? s->skip : 0)) - (UNIT * s->left - s->pad) - pixel;
-                    for (long half = 0; half < UNIT; half++)
-                        for (long lane = 0; lane < LANES; lane++) {
-                            long at = column + half;
-                            if (at < 0 || at >= k) continue;
-                            long place = r * k + at;
-                            tap[half][lane] = weight[(slab + lane) * k * k + (flip ? k * k - 1 - place : place)];
-                        }
-                    *to++ = FN(unit)(tap[0], tap[1]);
-                }
+    for (long r = 0; r < k; r++)
+        for (long t = 0; t < s->taps; t++)
+            for (long pixel = 0; pixel < UNIT; pixel++) {
+                vf tap[2] = {splat(0), splat(0)};
+                // Column of the kernel that meets the first pixel of input unit t (+ skip for the odd pixel).
+                long column = UNIT * (t + (pixel ? s->skip : 0)) - (UNIT * s->left - s->pad) - pixel;
+                for (long half = 0; half < UNIT; half++)
+                    for (long lane = 0; lane < LANES; lane++) {
+                        long at = column + half;
+                        if (at < 0 || at >= k) continue;
+                        long place = r * k + at;
+                        tap[half][lane] = weight[(slab + lane) * k * k + (flip ? k * k - 1 - place : place)];
+                    }
+                *to++ = FN(unit)(tap[0], tap[1]);
+            }
 }
 
 // ---------------------------------------------------------------------------------------------- convolution

@@ -12,12 +12,26 @@ typedef struct {
     const layer *a;
     FN(shape) shape;
     long pixels, panels;
-    const vf *taps, *weight;
+    vf *taps, *weight;  // packed
+    int flip;           // taps for the input's gradient, the weight transposed
     float *scale1, *shift1, *scale2, *shift2;
     float *partial;
     float *coef, *sums;
     const T *dz;
 } FN(pass);
+
+// The weights in units, LANES channels a task.
+static void FN(pack_work)(void *context, long begin, long end, long group) {
+    FN(pass) *pass = context;
+    const layer *a = pass->a;
+    const FN(shape) *s = &pass->shape;
+    long each = s->kernel * s->taps * UNIT, n = pass->flip ? a->inputs : a->dim, k = pass->flip ? a->dim : a->inputs;
+    (void)group;
+    for (long c = begin * LANES; c < end * LANES; c += LANES) {
+        if (a->kernel && c < a->dim) FN(pack_taps)(pass->taps + c / LANES * each, a->mix_weight, c, s, pass->flip);
+        if (c < n) FN(pack_weight)(pass->weight, a->lift_weight, c, n, k, pass->flip ? 1 : k, pass->flip ? n : 1);
+    }
+}
 
 // ---------------------------------------------------------------------------------------------- forward
 
@@ -175,34 +189,32 @@ void FN(fast_forward)(const layer *a) {
     long chunks = most(a->batch, pass.panels);
     size_t taps = dim * a->kernel * s->taps * UNIT * sizeof(float), weight = dim * in * sizeof(float);
     char *memory = scratch(0, taps + weight + 4 * dim * sizeof(float) + 3 * chunks * dim * sizeof(float));
-    vf *packed_taps = (vf *)memory, *packed_weight = (vf *)(memory + taps);
+    pass.taps = (vf *)memory;
+    pass.weight = (vf *)(memory + taps);
     pass.scale1 = (float *)(memory + taps + weight);
     pass.shift1 = pass.scale1 + dim;
     pass.scale2 = pass.shift1 + dim;
     pass.shift2 = pass.scale2 + dim;
     float *partial = pass.shift2 + dim;
-    pass.taps = packed_taps;
-    pass.weight = packed_weight;
-    if (a->kernel) FN(pack_taps)(packed_taps, a->mix_weight, dim, s, 0);
-    FN(pack_weight)(packed_weight, a->lift_weight, dim, in, in, 1);
+    parallel(FN(pack_work), &pass, most(dim, in) / LANES, 0, threads);
 
     if (!a->u) {
         if (a->kernel) affine_of(&a->norm1, dim, pass.scale1, pass.shift1);
         affine_of(&a->norm2, dim, pass.scale2, pass.shift2);
-        parallel(FN(evaluate_work), &pass, a->kernel ? a->batch : pass.panels, threads);
+        parallel(FN(evaluate_work), &pass, a->kernel ? a->batch : pass.panels, 0, threads);
         return;
     }
     if (a->kernel) {
         pass.partial = a->norm1.batch ? partial : NULL;
-        parallel(FN(mix_forward_work), &pass, a->batch * (dim / LANES), threads);
+        parallel(FN(mix_forward_work), &pass, a->batch * (dim / LANES), 0, threads);
         if (a->norm1.batch) statistics(&a->norm1, partial, a->batch, image, pass.pixels, dim);
         affine_of(&a->norm1, dim, pass.scale1, pass.shift1);
     }
     pass.partial = a->norm2.batch ? partial : NULL;
-    parallel(FN(lift_forward_work), &pass, pass.panels, threads);
+    parallel(FN(lift_forward_work), &pass, pass.panels, 0, threads);
     if (a->norm2.batch) statistics(&a->norm2, partial, pass.panels, PANEL, pass.pixels, dim);
     affine_of(&a->norm2, dim, pass.scale2, pass.shift2);
-    parallel(FN(normalise_work), &pass, pass.panels, threads);
+    parallel(FN(normalise_work), &pass, pass.panels, 0, threads);
 }
 
 // ---------------------------------------------------------------------------------------------- backward
@@ -364,28 +376,27 @@ void FN(fast_backward)(const layer *a) {
 
     long chunks = most(a->batch, pass.panels);
     size_t taps = dim * a->kernel * s->taps * UNIT * sizeof(float), weight = dim * in * sizeof(float);
-    size_t groups = groups_for(threads), lift_sums = groups * weight, mix_sums = groups * dim * kk * sizeof(float);
+    size_t groups = sum_groups(threads), lift_sums = groups * weight, mix_sums = groups * dim * kk * sizeof(float);
     size_t sums = (size_t)most((long)lift_sums, (long)mix_sums);
     char *memory = scratch(0, taps + weight + sums + (5 + 3 * chunks) * dim * sizeof(float));
-    vf *packed_taps = (vf *)memory, *packed_weight = (vf *)(memory + taps);
+    pass.flip = 1;
+    pass.taps = (vf *)memory;
+    pass.weight = (vf *)(memory + taps);
     pass.sums = (float *)(memory + taps + weight);
     pass.scale1 = (float *)(memory + taps + weight + sums);
     pass.shift1 = pass.scale1 + dim;
     pass.coef = pass.shift1 + dim;
     pass.partial = pass.coef + 3 * dim;
-    pass.taps = packed_taps;
-    pass.weight = packed_weight;
     pass.dz = a->kernel ? a->dz : a->dx;
-    if (a->kernel) FN(pack_taps)(packed_taps, a->mix_weight, dim, s, 1);
-    if (pass.dz) FN(pack_weight)(packed_weight, a->lift_weight, in, dim, 1, in);
+    parallel(FN(pack_work), &pass, most(dim, in) / LANES, 0, threads);
     if (a->kernel) affine_of(&a->norm1, dim, pass.scale1, pass.shift1);
 
-    parallel(FN(sum_backward_work), &pass, pass.panels, threads);
+    parallel(FN(sum_backward_work), &pass, pass.panels, 0, threads);
     add_up(pass.partial, pass.panels, 2 * dim, dim, a->norm2.d_bias, threads);
     add_up(pass.partial + dim, pass.panels, 2 * dim, dim, a->norm2.d_weight, threads);
     backward_of(&a->norm2, dim, pass.pixels, pass.coef);
 
-    parallel(FN(lift_backward_work), &pass, pass.panels, threads);
+    parallel(FN(lift_backward_work), &pass, pass.panels, groups, threads);
     add_up(pass.partial, pass.panels, 3 * dim, dim, a->d_lift_bias, threads);
     add_up(pass.sums, groups, dim * in, dim * in, a->d_lift_weight, threads);
     if (!a->kernel) return;
@@ -393,7 +404,7 @@ void FN(fast_backward)(const layer *a) {
     add_up(pass.partial + 2 * dim, pass.panels, 3 * dim, dim, a->norm1.d_weight, threads);
     backward_of(&a->norm1, dim, pass.pixels, pass.coef);
 
-    parallel(FN(mix_backward_work), &pass, a->batch * (dim / LANES), threads);
+    parallel(FN(mix_backward_work), &pass, a->batch * (dim / LANES), groups, threads);
     add_up(pass.partial, a->batch, dim, dim, a->d_mix_bias, threads);
     add_up(pass.sums, groups, dim * kk, dim * kk, pass.sums, threads);
     for (long c = 0; c < dim; c++)

@@ -15,17 +15,18 @@ typedef float FN(cell);
 #define WIDE 4    // and vectors
 #endif
 
-// weight(n, k) = from[n * step_n + k * step_k] -> units, vectors of n, in blocks of WIDE vectors, each [k units][WIDE].
-static void FN(pack_weight)(vf *to, const float *from, long n, long k, long step_n, long step_k) {
-    for (long block = 0; block < n; block += WIDE * LANES)
-        for (long unit = 0; unit < k; unit += UNIT)
-            for (long at = block; at < least(n, block + WIDE * LANES); at += LANES) {
-                vf value[2];
-                for (int half = 0; half < UNIT; half++)
-                    for (int lane = 0; lane < LANES; lane++)
-                        value[half][lane] = from[(at + lane) * step_n + (unit + half) * step_k];
-                *to++ = FN(unit)(value[0], value[1]);
-            }
+// weight(n, k) = from[n * step_n + k * step_k], for LANES values of n from `at` on, into its place in units: vectors of n,
+// in blocks of WIDE vectors (the last may be narrower), each [k units][WIDE].
+static void FN(pack_weight)(vf *to, const float *from, long at, long n, long k, long step_n, long step_k) {
+    long block = at / (WIDE * LANES) * (WIDE * LANES), wide = least(WIDE, (n - block) / LANES);
+    to += block / LANES * (k / UNIT) + (at - block) / LANES;
+    for (long unit = 0; unit < k; unit += UNIT, to += wide) {
+        vf value[2] = {splat(0), splat(0)};
+        for (int half = 0; half < UNIT; half++)
+            for (int lane = 0; lane < LANES; lane++)
+                value[half][lane] = from[(at + lane) * step_n + (unit + half) * step_k];
+        *to = FN(unit)(value[0], value[1]);
+    }
 }
 
 INLINE void FN(product_block)(const FN(cell) *rows, long units, const vf *weight, const int wide, vf sums[TALL][WIDE]) {

@@ -77,16 +77,18 @@ static void forget_helpers(void) {
 
 static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_helpers); }
 
-// How many groups the tasks are cut in: more than there are threads, so that one that is held up loses little to the
-// others. What is summed within a group, and the order in which the groups are added, does not depend on who does
-// what: results repeat bit for bit.
-static long groups_for(int threads) { return threads > 1 ? 4 * threads : 1; }
+// Groups for work that sums: few, since each has sums of its own, but more than there are threads, so that one that is
+// held up loses little to the others. What is summed within a group, and the order in which the groups are added, does
+// not depend on who does what: results repeat bit for bit.
+static long sum_groups(int threads) { return threads > 1 ? 4 * threads : 1; }
 
-static void parallel(work_fn *work, void *context, long tasks, int threads) {
-    job j = {work, context, tasks, groups_for(threads), 0, threads - 1, 0};
+// Does all tasks, in `groups` groups (0: as many as are good for balance), on `threads` threads; returns when all is done.
+static void parallel(work_fn *work, void *context, long tasks, long groups, int threads) {
+    if (!groups) groups = threads > 1 && tasks > 1 ? (tasks < 16 * threads ? tasks : 16 * threads) : 1;
+    job j = {work, context, tasks, groups, 0, threads - 1, 0};
     pthread_once(&pool.once, watch_forks);
     pthread_mutex_lock(&pool.lock);
-    if (threads == 1 || pool.current) {  // another thread's job is on: this one goes alone
+    if (threads == 1 || groups == 1 || pool.current) {  // another thread's job is on: this one goes alone
         pthread_mutex_unlock(&pool.lock);
         take_groups(&j);
         return;
