@@ -102,15 +102,18 @@ class Params:
         """Parameters from defaults and `values`; an unknown name is an error that suggests the right one."""
         for name in values:
             if name not in TYPES and name not in PLAN:
-                raise ParameterError(f"{name}: {_unknown(name)}")
+                raise ParameterError(f"{name if name.isprintable() else repr(name)}: {_unknown(name)}")
         return cls(**{name: value for name, value in values.items() if name in TYPES})
 
     @classmethod
     def of_notebook(cls, namespace: dict) -> "Params":
-        """Parameters from a notebook's globals(). Any other plain value in it is taken for a misspelt parameter."""
-        plain = (int, float, str, list, dict, tuple, type(None))
-        shell = ("In", "Out", "exit", "quit")
-        names = [n for n, v in namespace.items() if isinstance(v, plain) and n not in shell]
+        """Parameters from a notebook's globals(). Any other number or text in it is taken for a misspelt one.
+
+        A parameter's name counts whatever its value is. Lists and the like are not looked at: what later cells have
+        left there must not stop the first ones from being run again.
+        """
+        plain = (int, float, str, type(None))
+        names = [n for n, v in namespace.items() if n in TYPES or isinstance(v, plain)]
         return cls.of(**{n: namespace[n] for n in names if not n.startswith("_") and not n.isupper()})
 
     def replace(self, **values) -> "Params":
@@ -179,7 +182,7 @@ def _typed(name: str, kind: type, value):
     if kind is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
-        if text is not None and re.fullmatch(r"[+-]?\d+", text):
+        if text is not None and re.fullmatch(r"[+-]?\d{1,20}", text):
             return int(text)
         raise ParameterError(
             f"{name}={value!r}: give a whole number, such as {Params.__dataclass_fields__[name].default}"
@@ -187,7 +190,7 @@ def _typed(name: str, kind: type, value):
     if kind is float and not isinstance(value, bool):
         try:
             return float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
     example = Params.__dataclass_fields__[name].default
     raise ParameterError(f"{name}={value!r}: give {'a number' if kind is float else 'text'}, such as {example!r}")
@@ -198,7 +201,8 @@ def _check(p: Params) -> None:
 
     def need(holds: bool, name: str, allowed: str) -> None:
         if not holds:
-            raise ParameterError(f"{name}={getattr(p, name)}: {allowed}")
+            text = str(getattr(p, name))
+            raise ParameterError(f"{name}={text if text.isprintable() else repr(text)}: {allowed}")
 
     for name, kind in TYPES.items():
         need(kind is not float or math.isfinite(getattr(p, name)), name, "give a finite number")

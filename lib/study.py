@@ -44,16 +44,27 @@ def read_yaml(path: Path) -> dict:
     """The mapping in a YAML file; ParameterError names the file and, where it can, the line."""
     name = shown(path)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Strict)
+        return parse_yaml(path.read_text(encoding="utf-8"), str(name))
     except FileNotFoundError:
         raise ParameterError(f"{name}: no such file") from None
+    except OSError as error:
+        raise ParameterError(f"{name}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise ParameterError(f"{name}, line {line}: not UTF-8, save the file as UTF-8") from None
+
+
+def parse_yaml(text: str, name: str) -> dict:
+    """The mapping in a YAML text; ParameterError calls it `name` and says, where it can, the line."""
+    try:
+        values = yaml.load(text, Loader=_Strict)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise ParameterError(f"{name}{line}: {getattr(error, 'problem', None) or error}") from None
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ParameterError(f"{name}{line}: {problem}") from None
+    except ValueError as error:  # a number or a date that Python cannot hold
+        raise ParameterError(f"{name}: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ParameterError(f"{name}, line 1: give `name: value` lines, this is {_kind(values)}")
     return values
@@ -143,7 +154,7 @@ class _Strict(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
-            name = self.construct_object(key, deep=deep)
+            name = self.construct_object(key, deep=deep) if isinstance(key, yaml.ScalarNode) else id(key)
             if name in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{name} is given twice", key.start_mark)
             seen.add(name)
