@@ -14,37 +14,49 @@ import logging
 import sys
 from pathlib import Path
 
-import yaml
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
 from lib import records
-from lib.params import ParameterError, Params
-from lib.study import ROOT, read_yaml
+from lib.params import Params
+from lib.study import ROOT, parse_yaml, read_yaml
 
 NOTEBOOK = ROOT / "notebooks" / "train.ipynb"
 MENDABLE = ("ParameterError", "DataError", "RecordError", "OwnerError", "Locked", "TrainingError", "CheckpointError")
 
+GOES_ON = "the same command goes on from the last checkpoint"
+
 
 class Engine(NBClientEngine):
-    """papermill's usual engine, without the kernel's warning of its unencrypted sockets on this machine."""
+    """papermill's usual engine, without what its kernel says of itself (that its sockets are not encrypted)."""
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, **options):
-        options.setdefault("extra_arguments", ["--log-level=ERROR"])
-        return super().execute_managed_notebook(nb_man, kernel_name, **options)
+        # A kernel that is interrupted would print the trace of its own loop too.
+        options.setdefault("extra_arguments", ["--log-level=CRITICAL"])
+        try:
+            return super().execute_managed_notebook(nb_man, kernel_name, **options)
+        except KeyboardInterrupt:  # papermill makes it "Aborted!"
+            print(f"train.ipynb: interrupted; {GOES_ON}", file=sys.stderr)
+            raise
 
 
 def prepare(argv: list[str]) -> list[str]:
     """The command line as papermill should see it; SystemExit(2) for parameters that cannot be."""
-    call, _ = _parser().parse_known_intermixed_args(argv[1:])
+    try:
+        call, _ = _parser().parse_known_intermixed_args(argv[1:])
+    except argparse.ArgumentError as error:
+        if not any(Path(word).resolve() == NOTEBOOK for word in argv[1:]):
+            return argv  # for papermill to complain of
+        print(f"train.ipynb: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     if not call.paths or Path(call.paths[0]).resolve() != NOTEBOOK or call.help:
         return argv
     sys.excepthook = _one_line
     papermill_engines.register(None, Engine)
     try:
         params = Params.of(**_parameters(call))
-    except ParameterError as error:
+    except ValueError as error:  # a ParameterError, or no base64
         print(f"train.ipynb: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     # Every name has been checked: papermill's own warning would name only what a study's file says about its runs.
@@ -69,14 +81,13 @@ def _parameters(call: argparse.Namespace) -> dict:
     """What the call gives, later ones over earlier ones in papermill's own order."""
     values = {}
     for text in call.parameters_base64 or []:
-        values |= yaml.safe_load(base64.b64decode(text)) or {}
+        values |= parse_yaml(base64.b64decode(text).decode(errors="replace"), "-b") if text else {}
     for path in call.parameters_file or []:
         values |= read_yaml(Path(path))
     for text in call.parameters_yaml or []:
-        values |= yaml.safe_load(text) or {}
+        values |= parse_yaml(text, "-y")
     values |= dict(call.parameters or [])
-    values |= dict(call.parameters_raw or [])
-    return {name: value for name, value in values.items() if not name.startswith("PAPERMILL_")}
+    return values | dict(call.parameters_raw or [])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,7 +117,10 @@ def _one_line(kind: type, error: BaseException, trace) -> None:
     if isinstance(error, PapermillExecutionError) and error.ename in MENDABLE:
         print(f"train.ipynb: {error.evalue}", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt) or getattr(error, "ename", "") == "KeyboardInterrupt":
-        print("train.ipynb: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(f"train.ipynb: interrupted; {GOES_ON}", file=sys.stderr)
+    elif kind.__name__ == "DeadKernelError":
+        hint = "if it was for want of memory, lower batch_size, dim or depth, or raise patch"
+        print(f"train.ipynb: the kernel was killed ({hint}); {GOES_ON}", file=sys.stderr)
     elif isinstance(error, OSError) and error.errno is not None:
         print(f"train.ipynb: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
     else:
