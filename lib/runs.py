@@ -6,11 +6,14 @@ does not stop the others, but makes the exit status 1.
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import yaml
 
@@ -38,8 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.status:
         print(status(study))
         return 0
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.default_int_handler)
     try:
         return train_all(study, max(1, options.jobs))
+    except ParameterError as error:
+        print(error, file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"\nstopped; `make runs STUDY={study.name}` goes on from the last checkpoints", file=sys.stderr)
         return 130
@@ -74,7 +83,7 @@ def train_all(study: Study, jobs: int) -> int:
     if todo:
         print(announce(study, todo, jobs), flush=True)
     failed: list[Run] = []
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool, _stopping(pool):
         waiting = dict.fromkeys(todo)
         while waiting:
             free = [run for run in waiting if not holder(folder_of(study, run.name))]
@@ -103,7 +112,11 @@ def train(study: Study, run: Run, jobs: int) -> bool:
     if who := holder(folder):
         print(f"{run.name}: left to {who}", flush=True)
         return False
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"{folder}: {error.strerror}; nothing was trained", file=sys.stderr)
+        return False
     usual = Params()
     values = {f.name: getattr(run.params, f.name) for f in dataclasses.fields(Params)}
     values = {name: value for name, value in values.items() if value != getattr(usual, name)}
@@ -111,13 +124,36 @@ def train(study: Study, run: Run, jobs: int) -> bool:
     command += ["-y", yaml.safe_dump({**values, "setting": run.settings[0]})]
     command += ["--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-", "--stderr-file", "-"]
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))} if jobs > 1 else {}
-    subprocess.run(command, env={**os.environ, **threads}, stdin=subprocess.DEVNULL)
+    execute(command, {**os.environ, **threads})
     return (folder / records.RESULT).exists()
+
+
+_executing: set[subprocess.Popen] = set()
+
+
+def execute(command: list[str], environment: dict) -> None:
+    """Runs a program to its end, or until this one is stopped."""
+    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as process:
+        _executing.add(process)
+        process.wait()
+        _executing.discard(process)
+
+
+@contextlib.contextmanager
+def _stopping(pool: concurrent.futures.Executor) -> Iterator[None]:
+    """When this program is stopped, so are the runs that it has started: none is left to train unseen."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(_executing):
+            process.terminate()
+        raise
 
 
 def announce(study: Study, todo: list[Run], jobs: int) -> str:
     """What will be trained and about how long it takes on this machine."""
-    from lib.train import estimate, span  # imports torch, which `status` does not need
+    from lib.train import TrainingError, estimate, span  # imports torch, which `status` does not need
 
     epochs_done = records.load(study).set_index("run").epoch
     whole: dict[tuple, float] = {}  # seconds of a run from its start, by what makes it slow
@@ -125,7 +161,10 @@ def announce(study: Study, todo: list[Run], jobs: int) -> str:
     for run in todo:
         p = run.params
         kind = (p.kernel, p.patch, p.dim, p.depth, p.epochs)
-        whole[kind] = whole.get(kind) or estimate(p)
+        try:
+            whole[kind] = whole.get(kind) or estimate(p)
+        except TrainingError as error:  # no such device
+            raise ParameterError(f"{run.name}: {error}") from None
         total += whole[kind] * (1 - epochs_done[run.name] / p.epochs) + STARTING
     names = ", ".join(run.name for run in todo)
     return f"{len(todo)} of {len(study.runs)} runs to train, about {span(total / jobs)} in all: {names}"

@@ -134,7 +134,7 @@ def test_settings_of_a_run_reach_the_notebook_whole(monkeypatch, tmp_path):
 
     monkeypatch.setattr(records, "REPORTS", tmp_path)
     given = []
-    monkeypatch.setattr(runs.subprocess, "run", lambda command, **_: given.append(command))
+    monkeypatch.setattr(runs, "execute", lambda command, _: given.append(command))
     for name in studies.names():
         for run in studies.load(name).runs:
             runs.train(studies.load(name), run, 1)
