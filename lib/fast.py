@@ -82,7 +82,7 @@ def library() -> ctypes.CDLL | None:
         for entry, argument in ENTRIES.items():
             function = getattr(compiled, f"fast_{entry}_{suffix}")
             function.argtypes, function.restype = [POINTER(argument)], None
-    with contextlib.suppress(OSError, AttributeError, StopIteration):
+    with contextlib.suppress(OSError, AttributeError, StopIteration):  # other systems, other OpenMPs: it is only slower
         with open("/proc/self/maps") as maps:
             openmp = next(line.split()[-1] for line in maps if "/libgomp" in line)
         run = ctypes.cast(ctypes.CDLL(openmp).GOMP_parallel, c_void_p)
@@ -132,7 +132,7 @@ class Statistics:
             self.running = (padded(norm.running_mean, dim), padded(norm.running_var, dim))
             self.mean, self.rstd = torch.empty(2, dim)
         else:
-            self.mean = padded(norm.running_mean, dim)
+            self.mean = padded(norm.running_mean.clone(), dim)  # another call may change it before backward
             self.rstd = padded((norm.running_var + norm.eps).rsqrt(), dim)
 
     def write_back(self, norm: nn.BatchNorm2d) -> None:

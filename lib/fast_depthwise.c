@@ -43,8 +43,8 @@ INLINE vf FN(unit)(vf first, vf second) {
 
 // ---------------------------------------------------------------------------------------------- weights
 
-// weight (dim, k, k), the LANES channels from `slab` on -> units [k][taps][UNIT]: for each tap, one vector for each pixel
-// of the output unit.
+// weight (dim, k, k), the LANES channels from `slab` on -> units [k][taps][UNIT]: for each tap, one vector for each
+// pixel of the output unit.
 static void FN(pack_taps)(vf *to, const float *weight, long slab, const FN(shape) *s, int flip) {
     long k = s->kernel;
     for (long r = 0; r < k; r++)
@@ -74,7 +74,8 @@ INLINE void FN(convolve_row)(const vf *tile, const vf *upper, const vf *lower, l
     for (long t = 0; t < taps; t++)
         UNROLL for (int pixel = 0; pixel < UNIT; pixel++) {
             const vf *input = tile + t + (pixel ? skip : 0);
-            vf up = use_upper ? upper[t * UNIT + pixel] : splat(0), low = use_lower ? lower[t * UNIT + pixel] : splat(0);
+            vf up = use_upper ? upper[t * UNIT + pixel] : splat(0);
+            vf low = use_lower ? lower[t * UNIT + pixel] : splat(0);
             UNROLL for (int i = 0; i < strip; i++) {
                 if (use_upper) sums[0][i][pixel] = FN(dot)(sums[0][i][pixel], input[i], up);
                 if (use_lower) sums[1][i][pixel] = FN(dot)(sums[1][i][pixel], input[i], low);
@@ -85,7 +86,8 @@ INLINE void FN(convolve_row)(const vf *tile, const vf *upper, const vf *lower, l
 // Output rows h and h + 1 (the second may lie below the image: it is computed and not used).
 INLINE void FN(convolve_strip)(const vf *tile, const vf *taps, const FN(shape) *s, long h, const int strip,
                                vf sums[2][FN(STRIP)][UNIT]) {
-    UNROLL for (int i = 0; i < strip; i++) UNROLL for (int p = 0; p < UNIT; p++) sums[0][i][p] = sums[1][i][p] = splat(0);
+    UNROLL for (int i = 0; i < strip; i++)
+        UNROLL for (int p = 0; p < UNIT; p++) sums[0][i][p] = sums[1][i][p] = splat(0);
     long each = s->taps * UNIT, from = most(0, h - s->pad), to = least(s->height, h + s->pad + 2);
     for (long q = from; q < to; q++) {
         long r = q - h + s->pad;  // the kernel's row for the upper output row; the lower one is a row behind
@@ -98,9 +100,9 @@ INLINE void FN(convolve_strip)(const vf *tile, const vf *taps, const FN(shape) *
 
 // ---------------------------------------------------------------------------------------------- weight gradient
 
-// The gradient of tap (r, c) is the sum over pixels of dy[h][w] x[h + r - pad][w + c - pad]. `x` is a padded tile; `even`
-// and `odd` hold dy without side padding, the units of the odd one beginning a pixel earlier (odd: UNIT == 2 only).
-// Rows of dy above and below the image are zero, so that `rows` rows of taps share each load of x.
+// The gradient of tap (r, c) is the sum over pixels of dy[h][w] x[h + r - pad][w + c - pad]. `x` is a padded tile;
+// `even` and `odd` hold dy without side padding, the units of the odd one beginning a pixel earlier (odd: UNIT == 2
+// only). Rows of dy above and below the image are zero, so that `rows` rows of taps share each load of x.
 INLINE void FN(correlate_rows)(const vf *x, const vf *even, const vf *odd, const FN(shape) *s, long r, const int rows,
                                const int kernel, const int shift, long dy_row, vf *sums) {
     const int taps = (kernel + UNIT - 1) / UNIT;  // input units that meet one unit of dy
@@ -118,14 +120,16 @@ INLINE void FN(correlate_rows)(const vf *x, const vf *even, const vf *odd, const
                     total[i][c + 1] = FN(dot)(total[i][c + 1], input[j + t], o[j - i * dy_row]);
             }
     }
-    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int c = 0; c < kernel; c++) sums[(r + i) * kernel + c] += total[i][c];
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int c = 0; c < kernel; c++) sums[(r + i) * kernel + c] += total[i][c];
 }
 
 INLINE void FN(correlate_kernel)(const vf *x, const vf *even, const vf *odd, const FN(shape) *s, const int kernel,
                                  const int rows, long dy_row, vf *sums) {
+    const int shift = kernel / 2 % 2;
     long r = 0;
-    for (; r + rows <= kernel; r += rows) FN(correlate_rows)(x, even, odd, s, r, rows, kernel, kernel / 2 % 2, dy_row, sums);
-    for (; r < kernel; r++) FN(correlate_rows)(x, even, odd, s, r, 1, kernel, kernel / 2 % 2, dy_row, sums);
+    for (; r + rows <= kernel; r += rows) FN(correlate_rows)(x, even, odd, s, r, rows, kernel, shift, dy_row, sums);
+    for (; r < kernel; r++) FN(correlate_rows)(x, even, odd, s, r, 1, kernel, shift, dy_row, sums);
 }
 
 // Any kernel: one tap after another.

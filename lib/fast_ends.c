@@ -2,7 +2,7 @@
 
 typedef struct {
     int64_t batch, channels, height, width, patch, dim, threads;  // height, width: of the grid of patches
-    int64_t stride[4];                                            // of the images, in floats: batch, channel, row, column
+    int64_t stride[4];  // of the images, in floats: batch, channel, row, column
     const float *images;
     void *patches;  // (batch, height, width, dim): channels x patch x patch values, then zeros up to dim
 } FN(cut);

@@ -8,15 +8,17 @@
 // The stem is a lift alone: its z are the patches of the image.
 
 
+// What the passes of one call share.
 typedef struct {
     const layer *a;
     FN(shape) shape;
     long pixels, panels;
-    vf *taps, *weight;  // packed
-    int flip;           // taps for the input's gradient, the weight transposed
-    float *scale1, *shift1, *scale2, *shift2;
-    float *partial;
-    float *coef, *sums;
+    vf *taps, *weight;                         // packed
+    int flip;                                  // taps for the input's gradient, the weight transposed
+    float *scale1, *shift1, *scale2, *shift2;  // the BatchNorms, forward
+    float *coef;                               // the one on hand, backward
+    float *partial;                            // sums of one image or panel, in rows
+    float *sums;                               // of one group of images or panels: the weight gradients
     const T *dz;
 } FN(pass);
 
@@ -46,8 +48,8 @@ static void FN(fill_tile)(vf *tile, const T *x, const FN(shape) *s, long dim) {
 }
 
 // y = depthwise(x) + bias for LANES channels of an image; `add` (or NULL) is added to the result.
-INLINE void FN(convolve_columns)(const vf *tile, const vf *taps, const FN(shape) *s, vf bias, const T *add, T *y, long dim,
-                                 long unit, const int strip) {
+INLINE void FN(convolve_columns)(const vf *tile, const vf *taps, const FN(shape) *s, vf bias, const T *add, T *y,
+                                 long dim, long unit, const int strip) {
     for (long h = 0; h < s->height; h += 2) {
         vf sums[2][FN(STRIP)][UNIT];
         FN(convolve_strip)(tile + unit, taps, s, h, strip, sums);
@@ -109,7 +111,8 @@ INLINE vf FN(z_at)(const T *x, const T *y, const float *scale, const float *shif
     return y ? load_f32(scale) * FN(gelu)(LOAD(y)) + load_f32(shift) + z : z;
 }
 
-static void FN(make_z)(FN(cell) *z, const T *x, const T *y, const float *scale, const float *shift, long rows, long dim) {
+static void FN(make_z)(FN(cell) *z, const T *x, const T *y, const float *scale, const float *shift, long rows,
+                       long dim) {
     for (long p = 0; p < rows; p++)
         for (long c = 0; c < dim; c += LANES) {
             long at = p * dim + c;
@@ -146,7 +149,8 @@ static void FN(normalise_work)(void *context, long begin, long end, long group) 
     (void)group;
     for (long panel = begin; panel < end; panel++) {
         long from = panel * PANEL, rows = least(PANEL, pass->pixels - from);
-        FN(normalise)((T *)a->out + from * a->dim, (const T *)a->u + from * a->dim, pass->scale2, pass->shift2, rows, a->dim);
+        const T *u = (const T *)a->u + from * a->dim;
+        FN(normalise)((T *)a->out + from * a->dim, u, pass->scale2, pass->shift2, rows, a->dim);
     }
 }
 
@@ -240,9 +244,10 @@ static void FN(sum_backward_work)(void *context, long begin, long end, long grou
 }
 
 // du of one pixel and LANES channels: BatchNorm's gradient, then GELU's.
-INLINE vf FN(through_norm_and_gelu)(const T *d, const T *in, const float *by_d, const float *by_g, const float *constant) {
-    vf x = LOAD(in);
-    return (load_f32(by_d) * LOAD(d) + load_f32(by_g) * FN(gelu)(x) + load_f32(constant)) * FN(slope)(x);
+// `coef` is what backward_of made of a BatchNorm, [3][dim].
+INLINE vf FN(through_norm_and_gelu)(const T *d, const T *in, const float *coef, long dim) {
+    vf x = LOAD(in), by_d = load_f32(coef), by_g = load_f32(coef + dim), constant = load_f32(coef + 2 * dim);
+    return (by_d * LOAD(d) + by_g * FN(gelu)(x) + constant) * FN(slope)(x);
 }
 
 // The sums of a panel in units, for each of dim channels.
@@ -255,7 +260,8 @@ static void FN(sum_units)(float *to, const vf *units, long dim) {
 }
 
 // Sums over pixels of d and of d (GELU(in) - mean), for each channel.
-static void FN(sum_products)(float *plain, float *times, const T *d, const T *in, const float *mean, long rows, long dim) {
+static void FN(sum_products)(float *plain, float *times, const T *d, const T *in, const float *mean, long rows,
+                             long dim) {
     for (long c = 0; c < dim; c += LANES) {
         vf first = splat(0), second = splat(0), middle = load_f32(mean + c);
         for (long p = 0; p < rows; p++) {
@@ -277,7 +283,6 @@ static void FN(lift_backward_work)(void *context, long begin, long end, long gro
     FN(cell) *du_rows = scratch(3, PANEL * dim * sizeof *du_rows);
     float *gradient = pass->sums + group * dim * in;
     memset(gradient, 0, dim * in * sizeof(float));
-    const float *by_dout = pass->coef, *by_v = by_dout + dim, *constant = by_v + dim;
     for (long panel = begin; panel < end; panel++) {
         long from = panel * PANEL, rows = least(PANEL, pass->pixels - from);
         const T *dout = (const T *)a->dout + from * dim, *u = (const T *)a->u + from * dim;
@@ -290,10 +295,10 @@ static void FN(lift_backward_work)(void *context, long begin, long end, long gro
             const int both = UNIT == 2 && p + 1 < rows;
             for (long c = 0; c < dim; c += LANES) {
                 long at = p * dim + c, next = at + dim;
-                vf first = FN(through_norm_and_gelu)(dout + at, u + at, by_dout + c, by_v + c, constant + c), second = splat(0);
+                vf first = FN(through_norm_and_gelu)(dout + at, u + at, pass->coef + c, dim), second = splat(0);
                 STORE_CELL(du_rows + at, first);
                 if (both) {
-                    second = FN(through_norm_and_gelu)(dout + next, u + next, by_dout + c, by_v + c, constant + c);
+                    second = FN(through_norm_and_gelu)(dout + next, u + next, pass->coef + c, dim);
                     STORE_CELL(du_rows + next, second);
                 }
                 du_units[c / LANES * FN(PAIRS) + p / UNIT] = FN(unit)(first, second);
@@ -319,14 +324,13 @@ static void FN(lift_backward_work)(void *context, long begin, long end, long gro
 // Returns its sum.
 static vf FN(fill_dy)(vf *tile, vf *even, vf *odd, long dy_row, const T *dz, const T *y, const float *coef, long dim,
                       const FN(shape) *s) {
-    const float *by_g = coef + dim, *constant = by_g + dim;
     vf total = splat(0);
     for (long h = 0; h < s->height; h++) {
         vf before = splat(0), *e = even + h * dy_row, *o = odd + h * dy_row, *t = tile + h * s->row + s->left;
         for (long w = 0; w < s->width; w += UNIT) {
             long at = (h * s->width + w) * dim, next = at + dim;
-            vf first = FN(through_norm_and_gelu)(dz + at, y + at, coef, by_g, constant), second = splat(0);
-            if (UNIT == 2 && w + 1 < s->width) second = FN(through_norm_and_gelu)(dz + next, y + next, coef, by_g, constant);
+            vf first = FN(through_norm_and_gelu)(dz + at, y + at, coef, dim), second = splat(0);
+            if (UNIT == 2 && w + 1 < s->width) second = FN(through_norm_and_gelu)(dz + next, y + next, coef, dim);
             total += UNIT == 2 ? first + second : first;
             *e++ = *t++ = FN(unit)(first, second);
             if (UNIT == 2) *o++ = FN(unit)(before, first);

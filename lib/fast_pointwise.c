@@ -15,8 +15,8 @@ typedef float FN(cell);
 #define WIDE 4    // and vectors
 #endif
 
-// weight(n, k) = from[n * step_n + k * step_k], for LANES values of n from `at` on, into its place in units: vectors of n,
-// in blocks of WIDE vectors (the last may be narrower), each [k units][WIDE].
+// weight(n, k) = from[n * step_n + k * step_k], for LANES values of n from `at` on, into its place in units: vectors
+// of n, in blocks of WIDE vectors (the last may be narrower), each [k units][WIDE].
 static void FN(pack_weight)(vf *to, const float *from, long at, long n, long k, long step_n, long step_k) {
     long block = at / (WIDE * LANES) * (WIDE * LANES), wide = least(WIDE, (n - block) / LANES);
     to += block / LANES * (k / UNIT) + (at - block) / LANES;

@@ -82,7 +82,8 @@ static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_helpers); }
 // not depend on who does what: results repeat bit for bit.
 static long sum_groups(int threads) { return threads > 1 ? 4 * threads : 1; }
 
-// Does all tasks, in `groups` groups (0: as many as are good for balance), on `threads` threads; returns when all is done.
+// Does all tasks, in `groups` groups (0: as many as are good for balance), on `threads` threads; returns when all is
+// done.
 static void parallel(work_fn *work, void *context, long tasks, long groups, int threads) {
     if (!groups) groups = threads > 1 && tasks > 1 ? (tasks < 16 * threads ? tasks : 16 * threads) : 1;
     job j = {work, context, tasks, groups, 0, threads - 1, 0};
@@ -107,9 +108,9 @@ static void parallel(work_fn *work, void *context, long tasks, long groups, int 
     pthread_mutex_unlock(&pool.lock);
 }
 
-// PyTorch's own loops (the loss, the optimiser) leave libgomp's threads spinning for about 3 ms each, on processors that
-// the helpers want. libgomp cuts that to microseconds once it has more threads than processors, so it is given a second
-// team that sleeps for good. `run` is its GOMP_parallel.
+// PyTorch's own loops (the loss, the optimiser) leave libgomp's threads spinning for about 3 ms each, on processors
+// that the helpers want. libgomp cuts that to microseconds once it has more threads than processors, so it is given a
+// second team that sleeps for good. `run` is its GOMP_parallel.
 typedef struct {
     void (*run)(void (*)(void *), void *, unsigned, unsigned);
     unsigned threads;

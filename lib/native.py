@@ -61,6 +61,7 @@ def load(name: str, *flags: str) -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(_compile(Path(__file__).with_name(f"{name}.c"), flags)))
     except (OSError, subprocess.CalledProcessError) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        reason = next((line for line in lines if "error" in line), lines[0])
         print(f"lib/{name}.c is not used, the slower way is: {reason}", file=sys.stderr)
         return None
