@@ -13,7 +13,7 @@ import pytest
 from table import FAST, FAULTS
 
 HERE = Path(__file__).resolve().parent
-SHOWN = 4  # fast tests named in a line
+SHOWN = 5  # of what several tests of one kind have seen
 
 
 class Lines:
@@ -73,9 +73,7 @@ class Lines:
 
     def print(self, number: int) -> None:
         line = self.lines[number]
-        fast = list(dict.fromkeys(line["fast"]))
-        more = [f"and {len(fast) - SHOWN} more"] if len(fast) > SHOWN else []
-        seen = [*dict.fromkeys(line["seen"]), *fast[:SHOWN], *more]
+        seen = [*few(line["seen"]), *few(line["fast"])]
         text = f"{FAULTS[number]} | done: {'; '.join(line['done']) or 'nothing'} | seen: {'; '.join(seen)}"
         print(f"{number:2}  {self.verdict(number)}  {text}", file=self.out, flush=True)
 
@@ -96,6 +94,11 @@ class Lines:
 
 def is_of(item, file: str, part: str) -> bool:
     return item.path.name == file and item.path.parent == HERE.parent and part in item.name
+
+
+def few(texts: list[str]) -> list[str]:
+    texts = list(dict.fromkeys(texts))
+    return texts[:SHOWN] + ([f"and {len(texts) - SHOWN} more"] if len(texts) > SHOWN else [])
 
 
 def sentence(nodeid: str) -> str:
