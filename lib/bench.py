@@ -25,7 +25,6 @@ from lib import records
 BATCH = 64  # images a training step
 TEST_BATCH = 100  # images a step of evaluation
 TURN = 0.25  # seconds that a turn takes at least
-SCHEMA = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,7 +288,7 @@ def bench(networks: list[Network], variants: list[str], rounds: int, epoch_image
             with process(epoch, network, epoch_images) as pipe:
                 epochs.append({"name": network.name, "images": epoch_images, "images_per_second": pipe.recv()})
     return {
-        "schema": SCHEMA,
+        "schema": records.BENCH_SCHEMA,
         "made": records.now(),
         "seconds": round(time.perf_counter() - started),
         "environment": records.environment(),
@@ -342,7 +341,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--no-compile", action="store_true", help="without torch.compile, which takes a minute to start"
     )
     parser.add_argument("--rounds", type=int, help="turns of each variant (default 7, quick 3)")
-    parser.add_argument("--out", type=Path, default=records.REPORTS / "bench" / "bench.json")
+    parser.add_argument("--out", type=Path, default=records.REPORTS / records.BENCH)
     options = parser.parse_args(arguments)
     wanted = options.only or (QUICK if options.quick else [network.name for network in NETWORKS])
     unknown = set(wanted) - {network.name for network in NETWORKS}
