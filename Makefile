@@ -33,11 +33,11 @@ $(READY): pyproject.toml
 data: $(READY)
 	@$(BIN)/python -m lib.download
 
-runs: $(READY) data
+runs: $(READY)
 	@$(BIN)/python -m lib.runs $(STUDY) --jobs $(JOBS)
 
 # The page is built with what there is, also when a run failed; then make fails too, every time until it is mended.
-report: $(READY) data
+report: $(READY)
 	@failed=0; \
 	$(BIN)/python -m lib.runs $(STUDY) --jobs $(JOBS) || failed=$$?; \
 	[ $$failed -ge 2 ] || $(BIN)/python -m lib.report $(STUDY) || failed=$$?; \
@@ -65,4 +65,4 @@ lab: $(READY)
 clean:
 	@rm -rf .pytest_cache .ruff_cache .hypothesis *.egg-info
 	@find lib tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
-	@find reports -name '*.ipynb' -delete
+	@[ ! -d reports ] || find reports -name '*.ipynb' -delete

@@ -14,6 +14,7 @@ import logging
 import sys
 from pathlib import Path
 
+from nbclient.exceptions import DeadKernelError
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
@@ -39,6 +40,10 @@ class Engine(NBClientEngine):
         except KeyboardInterrupt:  # papermill makes it "Aborted!"
             print(f"train.ipynb: interrupted; {GOES_ON}", file=sys.stderr)
             raise
+        except DeadKernelError:  # papermill would show its whole trace
+            hint = "if it was for want of memory, lower batch_size, dim or depth, or raise patch"
+            print(f"train.ipynb: the kernel was killed ({hint}); {GOES_ON}", file=sys.stderr)
+            raise SystemExit(138) from None
 
 
 def prepare(argv: list[str]) -> list[str]:
@@ -118,9 +123,6 @@ def _one_line(kind: type, error: BaseException, trace) -> None:
         print(f"train.ipynb: {error.evalue}", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt) or getattr(error, "ename", "") == "KeyboardInterrupt":
         print(f"train.ipynb: interrupted; {GOES_ON}", file=sys.stderr)
-    elif kind.__name__ == "DeadKernelError":
-        hint = "if it was for want of memory, lower batch_size, dim or depth, or raise patch"
-        print(f"train.ipynb: the kernel was killed ({hint}); {GOES_ON}", file=sys.stderr)
     elif isinstance(error, OSError) and error.errno is not None:
         print(f"train.ipynb: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
     else:

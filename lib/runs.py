@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import yaml
 
 from lib import records
+from lib.download import DataError, cifar10
 from lib.owner import holder
 from lib.params import ParameterError, Params
 from lib.study import ROOT, Run, Study, load, names
@@ -81,6 +82,11 @@ def train_all(study: Study, jobs: int) -> int:
     todo = [run for run in study.runs if table.status[run.name] not in ("done", "refused")]
     print(f"{study.name}: {study.purpose}")
     if todo:
+        try:
+            cifar10(study.base.data_dir)  # once and in sight; without anything to train no data is needed
+        except DataError as error:
+            print(error, file=sys.stderr)
+            return 1
         print(announce(study, todo, jobs), flush=True)
     failed: list[Run] = []
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool, _stopping(pool):

@@ -6,9 +6,11 @@ import subprocess
 import nbformat
 import pytest
 
+import made
 from copy_of import Copy
 from lib import explore, records, runs
 from lib import study as studies
+from lib.download import DataError
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,21 @@ def test_a_run_that_fails_fails_every_time_and_the_others_go_on(copy):
 def test_an_unknown_study_is_one_line(capsys):
     assert runs.main(["quik"]) == 2
     assert capsys.readouterr().err.startswith("study=quik: no params/studies/quik.yaml, there are ")
+
+
+def test_without_data_nothing_is_trained_and_what_is_finished_needs_none(monkeypatch, tmp_path, capsys):
+    made.place(monkeypatch, tmp_path)
+    study = made.plan(settings=["kernel-3", "kernel-9"])
+
+    def unreachable(data_dir):
+        raise DataError("CIFAR-10 could not be had")
+
+    monkeypatch.setattr(runs, "cifar10", unreachable)
+    assert runs.main([study.name]) == 1
+    assert "CIFAR-10 could not be had" in capsys.readouterr().err
+    made.fill(study)
+    assert runs.main([study.name]) == 0
+    assert "made: 2 of 2 runs are finished" in capsys.readouterr().out
 
 
 def test_nothing_of_torch_is_needed_to_read_records():

@@ -262,6 +262,7 @@ def test_make_tells_the_truth(anew, seen):
             assert "no longer a number" in failed.stderr and "Traceback" not in failed.stderr
         seen("failing: make's status is 2 both times")
         if not shutil.which("nvidia-smi"):
+            shutil.rmtree(anew.root / "reports")
             study.write_text(STUDY.replace("epochs: 40", "epochs: 2\ndevice: cuda"))
             failed = subprocess.run(command, env=anew.environment, capture_output=True, text=True, timeout=300)
             assert failed.returncode == 2 and "Traceback" not in failed.stderr
