@@ -48,9 +48,10 @@ class Lines:
             elif report.skipped:
                 self.note(number, "not tested here", report.longrepr[2].removeprefix("Skipped: "))
             elif report.when == "call":
-                told = [text for name, text in report.user_properties if name == "seen"]
+                seen = [value for name, value in report.user_properties if name == "seen"]
+                told = [text for fault, text in seen if fault in (None, number)]
                 self.note(number, "pass", *told)
-                self.lines[number]["fast"] += [] if told else [sentence(report.nodeid)]
+                self.lines[number]["fast"] += [] if seen else [sentence(report.nodeid)]
         if report.failed:
             self.failures.append(f"{report.nodeid} ({report.when})\n{report.longreprtext}")
 

@@ -7,7 +7,7 @@ and leave_out (a piece of the state that no process takes from the checkpoint, o
                             SIGKILL in the n-th save of a checkpoint: half of the file written, all of it but not yet
                             flushed, before the last one becomes the previous, between the two renames, after them
     ["fill", what, n]       the disk becomes full just before the n-th write of checkpoint.pt or of result.json
-    ["memory", megabytes]   the process may take no more than that beyond what it has
+    ["memory", megabytes]   from its first step on the process may take no more than that beyond what it has
     ["signal", number, n]   it is sent that signal when n steps are done
     ["end"]                 nothing
 For each process it prints a line of JSON: its status as subprocess has it, the steps that it did, what it said.
@@ -78,8 +78,8 @@ def arrange(end: list, folder: Path) -> None:
                 at = nth(write_json, n, fill)
                 records.write_json = lambda path, values: (at if path.name == what else write_json)(path, values)
         case ["memory", megabytes]:
-            size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (size + megabytes * 2**20,) * 2)
+            # At the first step: torch imports parts of itself before it, and has errors of its own for that.
+            train.train_step = nth(train.train_step, 1, lambda: limit_memory(megabytes))
         case ["signal", number, n]:
             train.train_step = nth(train.train_step, n + 1, lambda: os.kill(os.getpid(), number))
 
@@ -107,6 +107,11 @@ def fill_disk(folder: Path) -> None:
                 file.write(b"\0" * 4096)
         except OSError:
             pass
+
+
+def limit_memory(megabytes: int) -> None:
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + megabytes * 2**20,) * 2)
 
 
 def attempt(config: dict, end: list, report: int) -> None:

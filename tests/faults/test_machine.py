@@ -42,7 +42,7 @@ def test_an_evaluation_that_is_no_number(attempts, seen):
     seen(f"'{end['says'].split(': ', 1)[1]}'")
 
 
-@pytest.mark.fault(30, "a training with 40 MB more than it begins with (RLIMIT_AS)")
+@pytest.mark.fault(30, "training steps with 40 MB more than there was before them (RLIMIT_AS)")
 @pytest.mark.parametrize("fast", [True, False])
 def test_out_of_memory(attempts, seen, fast):
     run = attempts(dim=256, depth=8, patch=1, batch_size=64, fast=fast)
