@@ -26,7 +26,7 @@ class Copy:
         program = sys.executable if words[0] == "python" else str(Path(sys.executable).with_name(words[0]))
         return [program, *words[1:]]
 
-    def run(self, *words: str, folder: str = ".", timeout: float = 240) -> subprocess.CompletedProcess:
+    def run(self, *words: str, folder: str = ".", timeout: float = 600) -> subprocess.CompletedProcess:
         """Runs a program to its end, with no terminal; its output as text."""
         return subprocess.run(
             self.command(*words), cwd=self.root / folder, env=self.environment, timeout=timeout,

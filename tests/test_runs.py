@@ -12,6 +12,8 @@ from lib import explore, records, runs
 from lib import study as studies
 from lib.download import DataError
 
+pytestmark = pytest.mark.timeout(900)  # whole trainings in real processes, perhaps on a machine that is busy
+
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
@@ -95,7 +97,7 @@ def test_two_at_once_share_the_work(copy):
         subprocess.Popen(command, cwd=copy.root, env=copy.environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    shown = [process.communicate(timeout=280)[0] for process in started]
+    shown = [process.communicate(timeout=800)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0]
     trained = [text.count("epoch 2/2") for text in shown]
     assert sum(trained) == 4 and all(trained)  # each run once, and neither did all of it
