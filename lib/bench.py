@@ -335,7 +335,7 @@ def table(record: dict) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lib.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two small networks, nothing compiled: about a minute")
+    parser.add_argument("--quick", action="store_true", help="two small networks, nothing compiled")
     parser.add_argument("--only", action="append", metavar="NAME", help="a network of the table (more than once: each)")
     parser.add_argument(
         "--no-compile", action="store_true", help="without torch.compile, which takes a minute to start"

@@ -169,7 +169,7 @@ def announce(p: Params) -> str:
     text = f"{name}; about {span(seconds)} here on {pick_device(p.device)} if nothing else runs"
     if seconds > 1800:
         text += (
-            "\nSmaller: -f params/studies/smoke.yaml (a minute), or -p patch 4, -p epochs 3, -p train_size 5000, "
+            "\nSmaller: -f params/studies/smoke.yaml, or -p patch 4, -p epochs 3, -p train_size 5000, "
             "-p dtype bfloat16. It can be stopped at any time: the same command goes on."
         )
     return text

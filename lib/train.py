@@ -192,7 +192,7 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
         say(f"going on from epoch {epoch + 1} of {p.epochs}, step {step} of {steps}")
 
     begun = mark = time.perf_counter()
-    last_saved = last_said = time.monotonic()
+    last_saved = last_said = started = time.monotonic()
 
     def lap() -> float:
         """Seconds since the last lap, counted into the run and into the epoch."""
@@ -245,7 +245,7 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
                 check_losses()
             if time.monotonic() - last_saved > 60 * p.checkpoint_minutes and step < steps:
                 save()
-            if time.monotonic() - last_said > (SAY_EVERY if last_said > begun else 10):
+            if time.monotonic() - last_said > (SAY_EVERY if last_said > started else 10):
                 last_said = time.monotonic()
                 done = epoch * steps + step
                 left = (time.perf_counter() - begun) / (done - first_done) * (p.epochs * steps - done)
