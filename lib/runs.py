@@ -93,10 +93,12 @@ def train_all(study: Study, jobs: int) -> int:
         waiting = dict.fromkeys(todo)
         while waiting:
             free = [run for run in waiting if not holder(folder_of(study, run.name))]
-            for run, good in zip(free, pool.map(lambda run: train(study, run, jobs), free), strict=True):
-                if good:
+            for run, _ in zip(free, pool.map(lambda run: train(study, run, jobs), free), strict=True):
+                # Asked in this order: a holder that goes between the two questions has left its record by then.
+                elsewhere = holder(folder_of(study, run.name))
+                if (folder_of(study, run.name) / records.RESULT).exists():
                     del waiting[run]
-                elif not holder(folder_of(study, run.name)):
+                elif not elsewhere:
                     failed.append(run)
                     del waiting[run]
             if waiting and not free:
@@ -110,19 +112,19 @@ def train_all(study: Study, jobs: int) -> int:
     return 1 if rest else 0
 
 
-def train(study: Study, run: Run, jobs: int) -> bool:
-    """Executes the training notebook for a run; True if its record is there afterwards."""
+def train(study: Study, run: Run, jobs: int) -> None:
+    """Executes the training notebook for a run, unless another process does so or has done it."""
     folder = folder_of(study, run.name)
     if (folder / records.RESULT).exists():  # finished meanwhile by another process
-        return True
+        return
     if who := holder(folder):
         print(f"{run.name}: left to {who}", flush=True)
-        return False
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         print(f"{folder}: {error.strerror}; nothing was trained", file=sys.stderr)
-        return False
+        return
     usual = Params()
     values = {f.name: getattr(run.params, f.name) for f in dataclasses.fields(Params)}
     values = {name: value for name, value in values.items() if value != getattr(usual, name)}
@@ -131,7 +133,6 @@ def train(study: Study, run: Run, jobs: int) -> bool:
     command += ["--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-", "--stderr-file", "-"]
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))} if jobs > 1 else {}
     execute(command, {**os.environ, **threads})
-    return (folder / records.RESULT).exists()
 
 
 _executing: set[subprocess.Popen] = set()

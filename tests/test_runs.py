@@ -140,6 +140,25 @@ def test_without_data_nothing_is_trained_and_what_is_finished_needs_none(monkeyp
     assert "made: 2 of 2 runs are finished" in capsys.readouterr().out
 
 
+def test_a_run_that_another_process_finishes_at_this_moment_has_not_failed(monkeypatch, tmp_path, capsys):
+    """The other lets go of the run between our leaving it alone and our asking who holds it."""
+    made.place(monkeypatch, tmp_path)
+    study = made.plan(settings=["kernel-3"])
+    asked = []
+
+    def finishing(folder):
+        asked.append(folder)
+        if len(asked) == 3:  # asked before the run, in it, and after it
+            made.fill(study)
+        return "pid 1 on elsewhere" if len(asked) == 2 else None
+
+    monkeypatch.setattr(runs, "holder", finishing)
+    monkeypatch.setattr(runs, "cifar10", lambda data_dir: None)
+    monkeypatch.setattr(runs, "announce", lambda *_: "")
+    assert runs.main([study.name]) == 0
+    assert len(asked) == 3 and "left to pid 1 on elsewhere" in capsys.readouterr().out
+
+
 def test_nothing_of_torch_is_needed_to_read_records():
     code = "import sys; from lib import records, runs, study, tables, figures, stats; sys.exit('torch' in sys.modules)"
     assert subprocess.run([runs.sys.executable, "-c", code]).returncode == 0
