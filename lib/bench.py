@@ -162,8 +162,12 @@ def limits(pipe: Connection) -> None:
 
 
 def epoch(pipe: Connection, network: Network, images: int) -> None:
-    """Sends images a second of a whole epoch by the study's own loop, augmentation and data path included."""
+    """Answers "measure" with images a second of a whole epoch, and of the same steps on one batch that lies ready.
+
+    The epoch is the study's own loop: augmentation, mixing, data loading and the look at the loss.
+    """
     import numpy as np
+    import torch
 
     from lib import train
     from lib.params import Params
@@ -173,10 +177,26 @@ def epoch(pipe: Connection, network: Network, images: int) -> None:
     cifar = {f"{part}_images": random.integers(0, 256, (n, 32, 32, 3), np.uint8) for part, n in count.items()}
     cifar |= {f"{part}_labels": (np.arange(n) % 10).astype(np.uint8) for part, n in count.items()}
     shape = {"dim": network.dim, "depth": network.depth, "kernel": network.kernel, "patch": network.patch}
-    p = Params(**shape, epochs=2, val_size=0, select="last", dtype="bfloat16", device="cpu", study="bench")
-    with tempfile.TemporaryDirectory() as folder:
-        history = train.fit(p, cifar, Path(folder), say=lambda line: None).history
-    pipe.send(history[-1]["images_per_second"])  # the first epoch warms up
+    p = Params(**shape, epochs=1, val_size=0, select="last", dtype="bfloat16", device="cpu", study="bench")
+
+    def whole() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            return train.fit(p, cifar, Path(folder), say=lambda line: None).history[0]["images_per_second"]
+
+    def bare() -> float:
+        model, forward, _ = train.build(p, torch.device("cpu"))
+        optimizer, scaler = train.make_optimizer(p, model), torch.amp.GradScaler("cpu", enabled=False)
+        x = torch.randn(BATCH, 3, 32, 32).to(memory_format=torch.channels_last)
+        targets = torch.full((BATCH, 10), 0.1)
+        begun = time.perf_counter()
+        for _ in range(images // BATCH):
+            train.train_step(p, forward, model, optimizer, scaler, x, targets)
+        return images // BATCH * BATCH / (time.perf_counter() - begun)
+
+    whole()  # warms up
+    pipe.send("ready")
+    while pipe.recv() != "stop":
+        pipe.send({"images_per_second": whole(), "steps_images_per_second": bare()})
 
 
 def peak_size() -> float:
@@ -286,7 +306,13 @@ def bench(networks: list[Network], variants: list[str], rounds: int, epoch_image
         if network.patch == 4 and epoch_images:
             say(f"{network.name}: an epoch with augmentation")
             with process(epoch, network, epoch_images) as pipe:
-                epochs.append({"name": network.name, "images": epoch_images, "images_per_second": pipe.recv()})
+                pipe.recv()
+                turns = [ask(pipe, "measure") for _ in range(rounds)]
+            medians = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
+            # Each turn's own ratio: its epoch and its steps came one after the other.
+            share = statistics.median(1 - t["images_per_second"] / t["steps_images_per_second"] for t in turns)
+            rates = {name: round(rate, 1) for name, rate in medians.items()}
+            epochs.append({"name": network.name, "images": epoch_images, **rates, "data_share": round(share, 3)})
     return {
         "schema": records.BENCH_SCHEMA,
         "made": records.now(),
@@ -329,7 +355,10 @@ def table(record: dict) -> str:
                 f"({line['bound']}), {line['share_of_bound_bf16']:.0%} of one all in bfloat16 ({line['bound_bf16']})"
             )
     for line in record["epochs"]:
-        out.append(f"\n{line['name']}: {line['images_per_second']:.0f} images/s in an epoch with augmentation")
+        out.append(
+            f"\n{line['name']}: {line['images_per_second']:.0f} images/s in an epoch with augmentation, "
+            f"{line['steps_images_per_second']:.0f} in its steps alone: {line['data_share']:.1%} of it is the data path"
+        )
     return "\n".join(out)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lib.records import CHECKPOINT, write_bytes
+from lib.records import CHECKPOINT, RESULT, write_bytes
 
 FORMAT = b"convmixer-cifar10 checkpoint 1\n"
 
@@ -66,9 +66,11 @@ def load(folder: Path) -> dict | None:
 
 
 def remove(folder: Path) -> None:
-    """Deletes a finished run's checkpoints."""
+    """Deletes the checkpoints of a run's finished training, none that a later one (with force) has made since."""
+    finished = (folder / RESULT).stat().st_mtime_ns
     for path in (folder / CHECKPOINT, previous(folder), damaged(folder)):
-        path.unlink(missing_ok=True)
+        if path.exists() and path.stat().st_mtime_ns <= finished:
+            path.unlink()
 
 
 def _read(path: Path) -> dict:

@@ -78,7 +78,13 @@ def cifar10(data_dir: str = "") -> Arrays:
             return _read_copy(copy)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / ".fetch.lock", timeout=3 * SLOWEST):
+        lock = filelock.FileLock(folder / ".fetch.lock")
+        try:
+            held = lock.acquire(timeout=0)
+        except filelock.Timeout:
+            _say(f"another process is fetching CIFAR-10 into {folder}: waiting for it")
+            held = lock.acquire(timeout=3 * SLOWEST)
+        with held:
             return _fetch(folder)
     except filelock.Timeout:
         raise DataError(f"{folder}: another process has been fetching for {3 * SLOWEST} s; stop it") from None
@@ -157,11 +163,16 @@ def _keep(arrays: Arrays, path: Path) -> None:
 
 
 def from_placed(folder: Path) -> Arrays | None:
-    """An archive that somebody put into the folder."""
-    if (folder / OFFICIAL).exists():
-        return read_official(folder / OFFICIAL)
-    if (folder / NPM_FILE).exists():
-        return read_npm(folder / NPM_FILE)
+    """An archive that somebody put into the folder; of two the one that is whole."""
+    failures = []
+    for name, read in ((OFFICIAL, read_official), (NPM_FILE, read_npm)):
+        if (folder / name).exists():
+            try:
+                return read(folder / name)
+            except DataError as error:
+                failures.append(str(error))
+    if failures:
+        raise DataError("; ".join(failures))
     return None
 
 

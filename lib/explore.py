@@ -1,7 +1,5 @@
 """A trained network to look into: its weights, what it says of images. For notebooks/explore.ipynb."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import safetensors.torch
@@ -31,12 +29,6 @@ def trained(study: str, name: str) -> tuple[dict, ConvMixer]:
     model = ConvMixer(p["dim"], p["depth"], p["kernel"], p["patch"])
     model.load_state_dict(safetensors.torch.load_file(folder / records.WEIGHTS))
     return record, model.eval()
-
-
-def predictions(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(predicted, labels) of the 10,000 test images, uint8, as the run saved them."""
-    saved = np.load(folder / records.PREDICTIONS)
-    return saved["predicted"], saved["labels"]
 
 
 @torch.inference_mode()

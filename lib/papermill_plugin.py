@@ -124,7 +124,7 @@ def _one_line(kind: type, error: BaseException, trace) -> None:
     elif isinstance(error, KeyboardInterrupt) or getattr(error, "ename", "") == "KeyboardInterrupt":
         print(f"train.ipynb: interrupted; {GOES_ON}", file=sys.stderr)
     elif isinstance(error, OSError) and error.errno is not None:
-        print(f"train.ipynb: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        print(f"train.ipynb: {error.filename or 'the executed notebook'}: {error.strerror}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 

@@ -15,7 +15,7 @@ START, END = "<!-- results: written by `python -m lib.readme` -->", "<!-- end of
 
 
 def block() -> str:
-    """Ours against theirs as Markdown: a table of both ablations, then the report's sentences."""
+    """Ours against theirs as Markdown: a table of both ablations, then the report's sentences, at last the speed."""
     study = studies.load(STUDY)
     runs = records.load(study)
     both = pd.concat([tables.kernel(runs), tables.patch(runs)]).drop_duplicates(["kernel", "patch"])
@@ -24,7 +24,9 @@ def block() -> str:
         ours = f"{row.ours:.2f}" if row.n else row.status
         lines.append(f"| k={row.kernel}, p={row.patch} | {ours} | {row.n} | {row.study:.2f} | {row.original:.2f} |")
     said = [*words.budget(study), *words.comparable(study)]
-    return "\n".join([*lines, "", " ".join(said), "", *(f"- {line}" for line in words.short(study, runs))])
+    bench = records.read_bench()
+    speed = ["", " ".join(words.speed(bench))] if bench else []
+    return "\n".join([*lines, "", " ".join(said), "", *(f"- {line}" for line in words.short(study, runs)), *speed])
 
 
 def filled(text: str) -> str:

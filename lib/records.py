@@ -17,6 +17,8 @@ import os
 import platform
 import subprocess
 import tempfile
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +139,20 @@ def read_result(path: Path) -> dict:
     return values
 
 
+def read_predictions(record: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and true classes (10000,), uint8, of a finished run; RecordError if they are not there or another's."""
+    path = study_folder(record["study"]) / "runs" / record["run"] / PREDICTIONS
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            predicted, labels = arrays["predicted"], arrays["labels"]
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise RecordError(f"{shown(path)}: not readable ({error})") from None
+    # Written before the record: a forced training that was killed in between leaves its own beside the old record.
+    if predicted.shape != labels.shape or abs(100 * (predicted == labels).mean() - record["test_acc"]) > 1e-9:
+        raise RecordError(f"{shown(path)}: not the predictions of the record beside it; train the run again")
+    return predicted, labels
+
+
 def _impossible(values: dict) -> str:
     """What in a record of the right form cannot be, in words, or nothing."""
     history = values["history"]
@@ -192,17 +208,20 @@ def _row(study: Study, run: studies.Run) -> dict:
             row |= {name: record[name] for name in numbers}
             val_acc = record["history"][record["selected_epoch"] - 1].get("val_acc")
             row["val_acc"] = np.nan if val_acc is None else val_acc
-        elif (folder / FAILURE).exists():
-            failure = read_json(folder / FAILURE)
+        elif failure := _of_this_run(folder / FAILURE, params):
             row |= {"status": "failed", "reason": str(failure.get("reason")), "epoch": int(failure.get("epoch") or 0)}
-        elif (folder / PROGRESS).exists():
-            progress = read_json(folder / PROGRESS)
-            if progress.get("fingerprint") == params.fingerprint:
-                row |= {"status": "unfinished", "epoch": len(progress.get("history") or [])}
-                row["reason"] = f"at epoch {row['epoch']} of {params.epochs}"
+        elif progress := _of_this_run(folder / PROGRESS, params):
+            row |= {"status": "unfinished", "epoch": len(progress.get("history") or [])}
+            row["reason"] = f"at epoch {row['epoch']} of {params.epochs}"
     except RecordError as error:
         row |= {"status": "refused", "reason": str(error)}
     return row
+
+
+def _of_this_run(path: Path, params: Params) -> dict | None:
+    """What an unfinished run has left, or None where there is nothing or it is of other parameters."""
+    values = read_json(path) if path.exists() else {}
+    return values if values.get("fingerprint") == params.fingerprint else None
 
 
 def refuse_other(record: dict, params: Params, path: Path) -> None:

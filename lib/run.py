@@ -35,6 +35,8 @@ def run(p: Params, say: Callable[[str], None] = print) -> dict:
     with own(folder):
         records.sweep(folder)
         record = finished(p, folder)
+        if record is not None:
+            checkpoint.remove(folder)  # where a kill left no time for it
         if record is not None and not p.force:
             say(f"{name}: finished before, {record['test_acc']:.2f} % on the test set, nothing to train")
             return record

@@ -5,9 +5,6 @@ person reads of it. Accuracies in per cent of the test set, differences in point
 Every setting keeps its row: `n` of `seeds` runs are finished, and `status` says in words what the others are.
 """
 
-import zipfile
-import zlib
-
 import numpy as np
 import pandas as pd
 
@@ -108,22 +105,12 @@ def _images_p(runs: pd.DataFrame, before: str, after: str) -> float:
     both = []
     for setting in (before, after):
         rows = cells.of_setting(runs, setting)
-        both.append(predictions(rows[rows["seed"] == seed].iloc[0]))
-    if None in (both[0], both[1]):
-        return np.nan
-    (first, labels), (second, _) = both
-    return stats.mcnemar(first, second, labels).p
-
-
-def predictions(row) -> tuple[np.ndarray, np.ndarray] | None:
-    """Predicted and true classes (10000,) of a finished run, None where its file is missing or broken."""
-    path = records.study_folder(row["record"]["study"]) / "runs" / row["run"] / records.PREDICTIONS
+        both.append(rows[rows["seed"] == seed].iloc[0]["record"])
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            predicted, labels = arrays["predicted"], arrays["labels"]
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
-        return None
-    return (predicted, labels) if predicted.shape == labels.shape == (paper.TEST_IMAGES,) else None
+        (first, labels), (second, _) = map(records.read_predictions, both)
+    except records.RecordError:
+        return np.nan
+    return stats.mcnemar(first, second, labels).p
 
 
 # Learning rates, curves and the choice of the epoch

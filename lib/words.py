@@ -315,6 +315,10 @@ def speed(bench: dict | None) -> list[str]:
                 f"At 256/8 {size(other)} trains {sizes[other]:.0f} images a second, {size(one)} {sizes[one]:.0f}: "
                 f"{sizes[other] / sizes[one]:.2f} times as many."
             )
+    said += [
+        f"Augmentation, mixing and loading take {100 * line['data_share']:.1f} % of an epoch of {line['name']}."
+        for line in bench["epochs"]
+    ]
     return said
 
 

@@ -12,7 +12,7 @@ TINY = bench.Network("tiny", 16, 1, 3, 4)
 @pytest.fixture(scope="module")
 def record() -> dict:
     variants = [bench.DEFAULT, "channels_last", *bench.OURS]
-    return bench.bench([TINY], variants, rounds=1, epoch_images=0, say=lambda line: None)
+    return bench.bench([TINY], variants, rounds=1, epoch_images=128, say=lambda line: None)
 
 
 def test_macs_are_counted_as_by_the_model():
@@ -60,6 +60,8 @@ def test_record_of_a_whole_bench(record, tmp_path):
     assert line["share_of_bound"] > 0
     assert record["limits"]["copy_gb_per_second"] > 0
     assert record["threads"] >= 1
+    (whole,) = record["epochs"]
+    assert whole["images_per_second"] > 0 and whole["data_share"] < 1
     records.write_json(tmp_path / "bench.json", record)  # it can be written
     assert json.loads((tmp_path / "bench.json").read_text()) == record
     assert "ours over tuned" in bench.table(record)

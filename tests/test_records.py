@@ -38,8 +38,11 @@ def test_an_unfinished_and_a_failed_run_say_how_far_they_are(study):
     fingerprint = study.runs[0].params.fingerprint
     records.write_json(folder / records.PROGRESS, {"fingerprint": fingerprint, "history": [{}, {}]})
     assert (row(study).status, row(study).epoch, row(study).reason) == ("unfinished", 2, "at epoch 2 of 12")
-    records.write_json(folder / records.FAILURE, {"reason": "the loss is no number", "epoch": 2})
+    failure = {"reason": "the loss is no number", "epoch": 2, "fingerprint": fingerprint}
+    records.write_json(folder / records.FAILURE, failure)
     assert (row(study).status, row(study).epoch, row(study).reason) == ("failed", 2, "the loss is no number")
+    records.write_json(folder / records.FAILURE, {**failure, "fingerprint": "of other parameters"})
+    assert row(study).status == "unfinished"
 
 
 def no_json(text):

@@ -57,6 +57,12 @@ def copy(tmp_path_factory):
     return home
 
 
+@pytest.fixture(scope="module")
+def built(copy) -> subprocess.CompletedProcess:
+    """What building the report of the study `part` showed."""
+    return build(copy, "part", cwd=copy / "notebooks")
+
+
 def build(copy: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": f"{copy}{os.pathsep}{copy / 'blocked'}"}
     command = [sys.executable, "-m", "lib.report", *arguments]
@@ -76,10 +82,9 @@ def assert_offline(page: Page) -> None:
     assert [link["href"] for link in page.all("link")] == ["data:,"]
 
 
-def test_a_report_with_every_table_and_figure(copy):
-    ran = build(copy, "part", cwd=copy / "notebooks")
-    assert ran.returncode == 0, ran.stderr
-    assert (ran.stdout.strip(), ran.stderr) == ("reports/part/index.html", "")
+def test_a_report_with_every_table_and_figure(copy, built):
+    assert built.returncode == 0, built.stderr
+    assert (built.stdout.strip(), built.stderr) == ("reports/part/index.html", "")
     saved = files(copy / "reports" / "part")
     text = saved["index.html"].decode()
     page = Page(text)
@@ -94,14 +99,14 @@ def test_a_report_with_every_table_and_figure(copy):
     assert links == set(saved) - {"index.html"} and len([link for link in links if link.startswith("figures/")]) == 10
 
 
-def test_gaps_are_marked_and_text_is_escaped(copy):
+def test_gaps_are_marked_and_text_is_escaped(copy, built):
     text = (copy / "reports" / "part" / "index.html").read_text(encoding="utf-8")
     assert "16 of 18 runs" in text and "1 of 2 seeds (1 failed)" in text and "1 of 2 seeds (1 missing)" in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more." in text and "&lt;b&gt;out of memory&lt;/b&gt;" in text
     assert "Made-Up Processor &lt;1&gt;" in text
 
 
-def test_the_same_records_give_the_same_bytes_and_stale_files_go(copy):
+def test_the_same_records_give_the_same_bytes_and_stale_files_go(copy, built):
     folder = copy / "reports" / "part"
     first = files(folder)
     (folder / "figures" / "fig-9-gone.png").write_bytes(b"of an earlier report")

@@ -49,6 +49,14 @@ def test_a_finished_run_keeps_only_what_is_needed(reports, tiny, folder):
     assert names == {records.RESULT, records.PREDICTIONS, records.WEIGHTS}
 
 
+def test_checkpoints_that_a_kill_left_beside_the_record_are_not_gone_on_from(reports, tiny, folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(run.checkpoint, "remove", lambda folder: None)
+        run.run(tiny(), silent)
+    assert list(folder.glob("checkpoint*"))
+    assert run.run(tiny(force=True), silent)["resumed"] == 0
+
+
 def test_a_finished_run_is_skipped_and_its_record_unchanged(reports, tiny, folder, monkeypatch):
     run.run(tiny(), silent)
     before = (folder / records.RESULT).read_bytes()
