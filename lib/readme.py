@@ -25,7 +25,7 @@ def block() -> str:
         lines.append(f"| k={row.kernel}, p={row.patch} | {ours} | {row.n} | {row.study:.2f} | {row.original:.2f} |")
     said = [*words.budget(study), *words.comparable(study)]
     bench = records.read_bench()
-    speed = ["", " ".join(words.speed(bench))] if bench else []
+    speed = ["", " ".join([*words.speed(bench), *words.duration(studies.load("paper"), bench)])] if bench else []
     return "\n".join([*lines, "", " ".join(said), "", *(f"- {line}" for line in words.short(study, runs)), *speed])
 
 

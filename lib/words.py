@@ -11,6 +11,7 @@ from lib import cells, paper, stats, tables
 from lib.params import TRAIN_IMAGES
 from lib.study import Study
 
+SHAPE = ("dim", "depth", "kernel", "patch")  # what makes a network
 CHOICE = {
     "last": "Reported are the weights of the last epoch; the test set is used once.",
     "best_val": "Reported are the weights of the epoch with the best validation accuracy; the test set is used once.",
@@ -320,6 +321,21 @@ def speed(bench: dict | None) -> list[str]:
         for line in bench["epochs"]
     ]
     return said
+
+
+def duration(study: Study, bench: dict) -> list[str]:
+    """How long a study takes on the machine of `make bench`, where that has measured each of its networks."""
+    measured = {tuple(network[name] for name in SHAPE): network["variants"] for network in bench["networks"]}
+    seconds = 0.0
+    for run in study.runs:
+        p = run.params
+        found = measured.get(tuple(getattr(p, name) for name in SHAPE), {}).get(f"ours, {p.dtype}", {})
+        if "images_per_second" not in found:
+            return []
+        images = p.train_size or TRAIN_IMAGES - p.val_size
+        seconds += p.epochs * images / found["images_per_second"]
+        seconds += p.epochs * p.val_size / found["evaluation_images_per_second"]
+    return [f"At these speeds the {len(study.runs)} runs of `{study.name}` take {seconds / 3600:.0f} hours there."]
 
 
 def _factors(ratios: pd.Series) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 import made
 from lib import cells, figures, paper, records, show, tables, words
+from lib import study as studies
 
 EVERY = (
     tables.baseline, tables.kernel, tables.patch, tables.overall, tables.others, tables.sweep, tables.selection,
@@ -245,8 +246,14 @@ def bench_of(**images_per_second):
         names.get(name, name): {"images_per_second": speed, "peak_memory_mb": 100.0}
         for name, speed in images_per_second.items()
     }
-    network = {"name": "256/8 k=9 p=1", "kernel": 9, "patch": 1, "variants": variants, "tuned": "channels_last"}
-    network |= {"ours": "ours", "over_default": 12.0, "over_tuned": 4.0, "share_of_bound": 0.6}
+    network = {"name": "256/8 k=9 p=1", "dim": 256, "depth": 8, "kernel": 9, "patch": 1, "variants": variants}
+    network |= {
+        "tuned": "channels_last",
+        "ours": "ours",
+        "over_default": 12.0,
+        "over_tuned": 4.0,
+        "share_of_bound": 0.6,
+    }
     epochs = [{"name": "256/8 k=9 p=4", "data_share": 0.031}]
     return {"networks": [network], "epochs": epochs, "environment": {"cpu": "a processor"}, "threads": 2}
 
@@ -262,6 +269,17 @@ def test_speed_compares_the_fastest_of_each_and_leaves_out_what_did_not_run():
 
 def test_speed_in_words_names_the_machine_and_says_what_measures_it():
     assert words.speed(None) == ["`make bench` measures that on this machine."]
+    study = studies.load("paper")
+    assert words.duration(study, bench_of(default=3)) == []
+    bench = {"networks": [
+        {"dim": 256, "depth": 8, "kernel": run.params.kernel, "patch": run.params.patch,
+         "variants": {"ours, float32": {"images_per_second": 50.0, "evaluation_images_per_second": 100.0}}}
+        for run in study.runs
+    ]}  # fmt: skip
+    hours = sum(run.params.epochs for run in study.runs) * (45_000 / 50 + 5_000 / 100) / 3600
+    assert words.duration(study, bench) == [
+        f"At these speeds the {len(study.runs)} runs of `paper` take {hours:.0f} hours there."
+    ]
     sentence, data = words.speed(bench_of(default=3, channels_last=9, ours=36))
     assert data == "Augmentation, mixing and loading take 3.1 % of an epoch of 256/8 k=9 p=4."
     assert sentence.startswith("On a processor, 2 threads, whole training steps of 1 network ran 12.0 times as fast")

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from lib import study as studies
 from lib import train
 from lib.model import ConvMixer
 from lib.params import Params
@@ -39,6 +40,29 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path, c
     other = trained(tiny(dtype=dtype, fast=fast, seed=1), cifar, tmp_path / "other")
     assert same(first, again)
     assert not same(first, other)
+
+
+def test_native_and_plain_layers_learn_alike_within_the_noise_between_seeds(tmp_path, cifar):
+    """Training loss and validation accuracy of `quick` at p=4, shortened; and a difference that this would notice."""
+    few = {name: array[: {"train": 50_000, "test": 100}[name.split("_")[0]]] for name, array in cifar.items()}
+    base = studies.load("quick").runs_of("patch-4")[0].params.replace(train_size=1600, val_size=1000, epochs=2)
+
+    def curves(**values):
+        """(seeds, epochs x 2)"""
+        runs = [
+            trained(base.replace(seed=seed, **values), few, tmp_path / f"{sorted(values.items())} {seed}").history
+            for seed in range(4)
+        ]
+        return np.array([[entry[name] for entry in run for name in ("loss", "val_acc")] for run in runs])
+
+    def apart(one, other):
+        """The mean difference of each point of the curves, in standard deviations between seeds."""
+        noise = np.sqrt((one.var(0, ddof=1) + other.var(0, ddof=1)) / 2)
+        return np.abs((one - other).mean(0)) / noise
+
+    plain = curves(fast=False)
+    assert apart(curves(fast=True), plain).max() < 1
+    assert apart(curves(fast=True, lr=base.lr / 3), plain).max() > 1
 
 
 def test_workers_change_nothing(tmp_path, cifar, tiny):
