@@ -12,7 +12,7 @@ TINY = bench.Network("tiny", 16, 1, 3, 4)
 @pytest.fixture(scope="module")
 def record() -> dict:
     variants = [bench.DEFAULT, "channels_last", *bench.OURS]
-    return bench.bench([TINY], variants, rounds=1, epoch_images=128, say=lambda line: None)
+    return bench.bench([TINY], variants, rounds=1, epoch_images=320, say=lambda line: None)
 
 
 def test_macs_are_counted_as_by_the_model():
