@@ -86,7 +86,7 @@ class Augment:
         self.policy = randaugment.parse(recipe.randaugment)
         self.table = normalise(np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, 2), mean, std)[:, 0]
         # What shear, rotation and translation bring in: black in torchvision, the mean colour in timm.
-        self.fill = tuple(min(255, round(255 * m)) for m in mean) if self.policy.library == "timm" else (0, 0, 0)
+        self.fill = tuple(min(255, round(255 * m)) for m in mean) if self.policy.origin == "timm" else (0, 0, 0)
         self.bank = None
         if recipe.erasing > 0 and recipe.erasing_mode == "pixel":
             # A hole shows a stretch of this bank from a random place on: independent values within an image; any
@@ -135,7 +135,7 @@ class Augment:
         for name, tried, otherwise in zip(("top", "left", "height", "width"), drawn, middle, strict=True):
             frames[name] = np.where(drawn[2] > 0, tried, otherwise)
         # torchvision's default is bilinear, timm's a random choice.
-        frames["filter"] = randaugment.either(u[:, 22]) if self.policy.library == "timm" else Filter.BILINEAR
+        frames["filter"] = randaugment.either(u[:, 22]) if self.policy.origin == "timm" else Filter.BILINEAR
 
     def batch(self, plan: Plan, indices: np.ndarray) -> np.ndarray:
         """The images named by `indices` (B,), as `plan` has them: float32 (B, H, W, 3), C-contiguous, normalised."""

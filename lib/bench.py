@@ -164,7 +164,8 @@ def limits(pipe: Connection) -> None:
 def epoch(pipe: Connection, network: Network, images: int) -> None:
     """Answers "measure" with images a second of a whole epoch, and of the same steps on one batch that lies ready.
 
-    The epoch is the study's own loop: augmentation, mixing, data loading and the look at the loss.
+    The epoch is the study's own loop: augmentation, mixing, data loading and the look at the loss. `images`: a
+    multiple of 10, as many of each class.
     """
     import numpy as np
     import torch

@@ -72,22 +72,22 @@ ENTRIES = {"forward": Layer, "backward": Layer, "cut": Cut, "mean": Places, "spr
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def compiled() -> ctypes.CDLL | None:
     """The compiled fast.c, or None."""
-    compiled = native.load("fast", "-pthread")
-    if compiled is None:
+    code = native.load("fast", "-pthread")
+    if code is None:
         return None
-    compiled.fast_lanes.restype = c_int64
+    code.fast_lanes.restype = c_int64
     for suffix in DTYPES.values():
         for entry, argument in ENTRIES.items():
-            function = getattr(compiled, f"fast_{entry}_{suffix}")
+            function = getattr(code, f"fast_{entry}_{suffix}")
             function.argtypes, function.restype = [POINTER(argument)], None
     with contextlib.suppress(OSError, AttributeError, StopIteration):  # other systems, other OpenMPs: it is only slower
         with open("/proc/self/maps") as maps:
             openmp = next(line.split()[-1] for line in maps if "/libgomp" in line)
         run = ctypes.cast(ctypes.CDLL(openmp).GOMP_parallel, c_void_p)
-        compiled.fast_calm_openmp(run, c_int64(len(os.sched_getaffinity(0))))
-    return compiled
+        code.fast_calm_openmp(run, c_int64(len(os.sched_getaffinity(0))))
+    return code
 
 
 def keep_memory() -> None:
@@ -152,8 +152,8 @@ class Call:
     """The fixed part of a layer's native call: sizes and number type."""
 
     def __init__(self, shape: tuple[int, ...], outputs: int, kernel: int, dtype: torch.dtype):
-        self.library = library()
-        self.lanes = self.library.fast_lanes()
+        self.native = compiled()
+        self.lanes = self.native.fast_lanes()
         self.batch, self.inputs, self.height, self.width = shape
         self.outputs, self.kernel, self.dtype = outputs, kernel, dtype
         self.in_dim, self.out_dim = self.round_up(self.inputs), self.round_up(outputs)
@@ -179,7 +179,7 @@ class Call:
         return rows[..., :channels].permute(0, 3, 1, 2)
 
     def enter(self, entry: str, argument: Structure) -> None:
-        getattr(self.library, f"fast_{entry}_{DTYPES[self.dtype]}")(ctypes.byref(argument))
+        getattr(self.native, f"fast_{entry}_{DTYPES[self.dtype]}")(ctypes.byref(argument))
 
     def run(self, way: str, norm1: Norm, norm2: Norm, **tensors: Tensor | None) -> None:
         layer = Layer(
@@ -416,6 +416,6 @@ def obstacle(model: ConvMixer, dtype: torch.dtype) -> str | None:
         return "fast layers need BatchNorm with weights and running statistics"
     if sys.byteorder != "little":
         return "fast layers need a little-endian processor"
-    if library() is None:
+    if compiled() is None:
         return "fast layers could not be compiled"
     return None

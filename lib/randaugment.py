@@ -43,7 +43,7 @@ FORMS = (
 class Policy(NamedTuple):
     """What a `randaugment` parameter says."""
 
-    library: str  # none, torchvision or timm
+    origin: str  # none, torchvision or timm
     layers: int = 0  # operations an image
     magnitude: int = 0  # out of 30 (torchvision) or 10 (timm)
     spread: float = 0.0  # timm: standard deviation of the magnitude
@@ -173,7 +173,7 @@ def draw(policy: Policy, u: np.ndarray, height: int, width: int) -> np.ndarray:
     """Operations (N, layers) from uniform draws u (N, 5 * layers)."""
     which, sign, gate, spread, interpolation = np.moveaxis(u.reshape(len(u), policy.layers, 5), -1, 0)
     sign = np.where(sign < 0.5, 1.0, -1.0)
-    if policy.library == "torchvision":
+    if policy.origin == "torchvision":
         choices = torchvision_choices(policy.magnitude, height, width)
         return choices[np.int64(which * 14), np.int64(sign < 0)]
     level = np.clip(policy.magnitude + policy.spread * ndtri(spread), 0.0, 10.0)

@@ -37,9 +37,9 @@ def run(p: Params, say: Callable[[str], None] = print) -> dict:
         record = finished(p, folder)
         if record is not None:
             checkpoint.remove(folder)  # where a kill left no time for it
-        if record is not None and not p.force:
-            say(f"{name}: finished before, {record['test_acc']:.2f} % on the test set, nothing to train")
-            return record
+            if not p.force:
+                say(f"{name}: finished before, {record['test_acc']:.2f} % on the test set, nothing to train")
+                return record
         need_room(p, folder)
         started = records.now()
         (folder / records.FAILURE).unlink(missing_ok=True)

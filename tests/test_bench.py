@@ -48,7 +48,7 @@ def test_ratios_take_the_fastest_of_each_side():
     assert bench.compare({})["over_tuned"] is None
 
 
-@pytest.mark.skipif(fast.library() is None, reason="no C compiler here")
+@pytest.mark.skipif(fast.compiled() is None, reason="no C compiler here")
 def test_record_of_a_whole_bench(record, tmp_path):
     (line,) = record["networks"]
     assert set(line["variants"]) == {bench.DEFAULT, "channels_last", *bench.OURS}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lib import fast
 from lib.model import ConvMixer
 
-pytestmark = pytest.mark.skipif(fast.library() is None, reason="no C compiler here")
+pytestmark = pytest.mark.skipif(fast.compiled() is None, reason="no C compiler here")
 
 # Relative error (norm of the difference over norm) in float32. In bfloat16 the measure is what autocast has on the
 # plain model: some gradients are small differences of large numbers, in which eight bits leave little for anyone.
