@@ -5,14 +5,18 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX512F__
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
+// Floats in a vector, and how many vectors the processor can hold at once (NEON's registers are half a vector each).
+// Sums that are meant to stay in registers must leave some of these for what is added to them.
 #ifdef __AVX512F__
-enum { LANES = 16 };
+#define LANES 16
+#define REGISTERS 32
 #else
-enum { LANES = 8 };
+#define LANES 8
+#define REGISTERS 16
 #endif
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
@@ -27,6 +31,8 @@ typedef uint16_t bf16;
 // Keeps the compiler from reading a vector from memory again at each of its uses: that costs as much as the arithmetic.
 #ifdef __AVX512F__
 #define IN_REGISTER(v) __asm__("" : "+v"(v))
+#elif defined(__AVX__)
+#define IN_REGISTER(v) __asm__("" : "+x"(v))
 #else
 #define IN_REGISTER(v) ((void)0)
 #endif
@@ -84,6 +90,8 @@ INLINE vf choose(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask
 INLINE vf clamp(vf x, float limit) {
 #ifdef __AVX512F__
     return (vf)_mm512_min_ps(_mm512_max_ps((__m512)x, (__m512)splat(-limit)), (__m512)splat(limit));
+#elif defined(__AVX__)
+    return (vf)_mm256_min_ps(_mm256_max_ps((__m256)x, (__m256)splat(-limit)), (__m256)splat(limit));
 #else
     x = choose(x > splat(limit), splat(limit), x);
     return choose(x < splat(-limit), splat(-limit), x);

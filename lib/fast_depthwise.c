@@ -66,7 +66,7 @@ static void FN(pack_taps)(vf *to, const float *weight, long slab, const FN(shape
 
 // ---------------------------------------------------------------------------------------------- convolution
 
-enum { FN(STRIP) = 8 / UNIT };  // output units side by side, whose sums stay in registers, for two rows at once
+enum { FN(STRIP) = REGISTERS / 4 / UNIT };  // output units side by side, whose sums stay in registers, for two rows at once
 
 // Adds one tile row to the sums of up to two output rows; which of them is known when it is compiled.
 INLINE void FN(convolve_row)(const vf *tile, const vf *upper, const vf *lower, long taps, long skip, const int strip,
@@ -147,11 +147,13 @@ static void FN(correlate_any)(const vf *x, const vf *even, const vf *odd, const 
 }
 
 static void FN(correlate)(const vf *x, const vf *even, const vf *odd, const FN(shape) *s, long dy_row, vf *sums) {
+    // As many rows of taps at once as their sums leave room for in the registers.
+    const int large = REGISTERS == 16 ? 1 : UNIT == 2 ? 2 : 3;
     switch (s->kernel) {
         case 3: FN(correlate_kernel)(x, even, odd, s, 3, 3, dy_row, sums); break;
-        case 5: FN(correlate_kernel)(x, even, odd, s, 5, 3, dy_row, sums); break;
-        case 7: FN(correlate_kernel)(x, even, odd, s, 7, UNIT == 2 ? 2 : 3, dy_row, sums); break;
-        case 9: FN(correlate_kernel)(x, even, odd, s, 9, UNIT == 2 ? 2 : 3, dy_row, sums); break;
+        case 5: FN(correlate_kernel)(x, even, odd, s, 5, REGISTERS == 16 ? 2 : 3, dy_row, sums); break;
+        case 7: FN(correlate_kernel)(x, even, odd, s, 7, large, dy_row, sums); break;
+        case 9: FN(correlate_kernel)(x, even, odd, s, 9, large, dy_row, sums); break;
         default: FN(correlate_any)(x, even, odd, s, dy_row, sums);
     }
 }

@@ -11,8 +11,8 @@ typedef float FN(cell);
 
 #ifndef PANEL
 #define PANEL 96  // pixels in a panel
-#define TALL 6    // a block of a product in registers: rows
-#define WIDE 4    // and vectors
+#define TALL 6                // a block of a product in registers: rows
+#define WIDE (REGISTERS / 8)  // and vectors
 #endif
 
 // weight(n, k) = from[n * step_n + k * step_k], for LANES values of n from `at` on, into its place in units: vectors
@@ -66,10 +66,12 @@ static void FN(product)(const FN(cell) *panel, long rows, long units, const vf *
         const vf *w = weight + at / LANES * units;
         const float *b = bias ? bias + at : NULL;
         switch (least(WIDE, (out_dim - at) / LANES)) {
-            case 1: FN(product_columns)(panel, rows, units, w, 1, b, out + at, out_dim); break;
+            case WIDE: FN(product_columns)(panel, rows, units, w, WIDE, b, out + at, out_dim); break;
+            case WIDE - 1: FN(product_columns)(panel, rows, units, w, WIDE - 1, b, out + at, out_dim); break;
+#if WIDE > 2
             case 2: FN(product_columns)(panel, rows, units, w, 2, b, out + at, out_dim); break;
-            case 3: FN(product_columns)(panel, rows, units, w, 3, b, out + at, out_dim); break;
-            default: FN(product_columns)(panel, rows, units, w, 4, b, out + at, out_dim);
+            default: FN(product_columns)(panel, rows, units, w, 1, b, out + at, out_dim);
+#endif
         }
     }
 }
@@ -103,10 +105,12 @@ static void FN(accumulate)(const vf *du, const vf *z, float *gradient, long out_
             const vf *d = du + row / LANES * FN(PAIRS), *zz = z + from / LANES * FN(PAIRS);
             float *to = gradient + row * in_dim + from;
             switch (least(WIDE, (in_dim - from) / LANES)) {
-                case 1: FN(gradient_block)(d, row % LANES, zz, 1, to, in_dim); break;
+                case WIDE: FN(gradient_block)(d, row % LANES, zz, WIDE, to, in_dim); break;
+                case WIDE - 1: FN(gradient_block)(d, row % LANES, zz, WIDE - 1, to, in_dim); break;
+#if WIDE > 2
                 case 2: FN(gradient_block)(d, row % LANES, zz, 2, to, in_dim); break;
-                case 3: FN(gradient_block)(d, row % LANES, zz, 3, to, in_dim); break;
-                default: FN(gradient_block)(d, row % LANES, zz, 4, to, in_dim);
+                default: FN(gradient_block)(d, row % LANES, zz, 1, to, in_dim);
+#endif
             }
         }
 }
