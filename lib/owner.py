@@ -8,7 +8,7 @@ from pathlib import Path
 
 import filelock
 
-LOCK, OWNER = ".lock", ".owner"
+LOCK, CLAIM, OWNER = ".lock", ".claim", ".owner"
 # Seconds for an owner to go: a kernel lives on for a moment when its papermill has been killed, and who only looks
 # whether a run is held holds it for that time.
 PATIENCE = 4
@@ -29,7 +29,7 @@ def own(folder: Path) -> Iterator[None]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(filelock.FileLock(folder / LOCK, timeout=PATIENCE))
-            (folder / OWNER).write_text(f"pid {os.getpid()} on {socket.gethostname()}")
+            _sign(folder)
         except filelock.Timeout:
             raise Locked(f"{folder.name}: locked by {_name(folder)}; wait for it or stop it") from None
         except OSError as error:
@@ -37,17 +37,41 @@ def own(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def claim(folder: Path) -> Iterator[bool]:
+    """Whether the run is this process's to start, and if so keeps others from starting it while the block runs.
+
+    A kernel takes seconds to start, and only then owns its run. Without a claim two `make runs` would start the same
+    run, one of them in vain, and again the next. The folder must exist.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(filelock.FileLock(folder / CLAIM, timeout=1))  # who only looks holds it for a moment
+            _sign(folder)
+        except filelock.Timeout:
+            yield False
+            return
+        except OSError:  # a folder where nobody can hold anything; the run itself says so
+            pass
+        yield True
+
+
 def holder(folder: Path) -> str | None:
-    """The process that holds a run's folder at this moment, or None."""
-    if not (folder / LOCK).exists():
-        return None
-    try:
-        with filelock.FileLock(folder / LOCK, timeout=0):
-            return None
-    except filelock.Timeout:
-        return _name(folder)
-    except OSError:  # a folder where nobody can hold anything
-        return None
+    """The process that holds or has claimed a run's folder at this moment, or None."""
+    for name in (LOCK, CLAIM):
+        if (folder / name).exists():
+            try:
+                with filelock.FileLock(folder / name, timeout=0):
+                    pass
+            except filelock.Timeout:
+                return _name(folder)
+            except OSError:  # a folder where nobody can hold anything
+                return None
+    return None
+
+
+def _sign(folder: Path) -> None:
+    (folder / OWNER).write_text(f"pid {os.getpid()} on {socket.gethostname()}")
 
 
 def _name(folder: Path) -> str:

@@ -14,12 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import yaml
 
 from lib import records
 from lib.download import DataError, cifar10
-from lib.owner import holder
+from lib.owner import claim, holder
 from lib.params import ParameterError, Params
 from lib.study import ROOT, Run, Study, load, names
 
@@ -93,9 +94,9 @@ def train_all(study: Study, jobs: int) -> int:
         waiting = dict.fromkeys(todo)
         while waiting:
             free = [run for run in waiting if not holder(folder_of(study, run.name))]
-            for run, _ in zip(free, pool.map(lambda run: train(study, run, jobs), free), strict=True):
+            for run, tried in zip(free, pool.map(lambda run: train(study, run, jobs), free), strict=True):
                 # Asked in this order: a holder that goes between the two questions has left its record by then.
-                elsewhere = holder(folder_of(study, run.name))
+                elsewhere = not tried or holder(folder_of(study, run.name))
                 if (folder_of(study, run.name) / records.RESULT).exists():
                     del waiting[run]
                 elif not elsewhere:
@@ -112,27 +113,39 @@ def train_all(study: Study, jobs: int) -> int:
     return 1 if rest else 0
 
 
-def train(study: Study, run: Run, jobs: int) -> None:
-    """Executes the training notebook for a run, unless another process does so or has done it."""
+def train(study: Study, run: Run, jobs: int) -> bool:
+    """Executes the training notebook for a run; False if it is left to another process, which trains it or has."""
     folder = folder_of(study, run.name)
-    if (folder / records.RESULT).exists():  # finished meanwhile by another process
-        return
-    if who := holder(folder):
-        print(f"{run.name}: left to {who}", flush=True)
-        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         print(f"{folder}: {error.strerror}; nothing was trained", file=sys.stderr)
-        return
+        return True
+    if (folder / records.RESULT).exists():  # finished meanwhile by another process
+        return False
+    who = holder(folder)
+    with contextlib.ExitStack() as held:
+        if who or not held.enter_context(claim(folder)):
+            print(f"{run.name}: left to {who or holder(folder) or 'another process'}", flush=True)
+            return False
+        if not (folder / records.RESULT).exists():
+            execute(notebook_command(run, folder), {**os.environ, **threads(jobs)})
+        return True
+
+
+def notebook_command(run: Run, folder: Path) -> list[str]:
+    """papermill's command line for a run: what differs from the defaults, and where the executed notebook goes."""
     usual = Params()
     values = {f.name: getattr(run.params, f.name) for f in dataclasses.fields(Params)}
     values = {name: value for name, value in values.items() if value != getattr(usual, name)}
     command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(folder / records.NOTEBOOK), "--cwd", str(ROOT)]
     command += ["-y", yaml.safe_dump({**values, "setting": run.settings[0]})]
-    command += ["--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-", "--stderr-file", "-"]
-    threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))} if jobs > 1 else {}
-    execute(command, {**os.environ, **threads})
+    return [*command, "--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-", "--stderr-file", "-"]
+
+
+def threads(jobs: int) -> dict[str, str]:
+    """The environment that gives each of several runs its share of the cores."""
+    return {"OMP_NUM_THREADS": str(max(1, cores() // jobs))} if jobs > 1 else {}
 
 
 _executing: set[subprocess.Popen] = set()
@@ -177,7 +190,7 @@ def announce(study: Study, todo: list[Run], jobs: int) -> str:
     return f"{len(todo)} of {len(study.runs)} runs to train, about {span(total / jobs)} in all: {names}"
 
 
-def folder_of(study: Study, run: str):
+def folder_of(study: Study, run: str) -> Path:
     """A run's folder."""
     return records.study_folder(study.name) / "runs" / run
 

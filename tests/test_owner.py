@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lib.owner import Locked, OwnerError, holder, own
+from lib.owner import Locked, OwnerError, claim, holder, own
 
 HOLD = """
 import sys, time
@@ -36,6 +36,18 @@ def test_the_second_is_told_who_holds_the_run_and_a_killed_owner_is_forgotten(tm
     assert holder(folder) is None
     with own(folder):
         pass
+
+
+def test_a_claimed_run_is_left_to_who_claimed_it_and_its_kernel_may_own_it(tmp_path):
+    with claim(tmp_path) as ours:
+        assert ours and holder(tmp_path).startswith("pid ")
+        with claim(tmp_path) as second:
+            assert not second
+        with own(tmp_path):  # the kernel that was started under the claim
+            pass
+    assert holder(tmp_path) is None
+    with claim(tmp_path) as again:
+        assert again
 
 
 def test_the_lock_is_free_again_after_an_error(tmp_path):

@@ -59,7 +59,7 @@ class Attempts:
 
     def left_over(self) -> set[str]:
         """Files that a finished run should not keep."""
-        kept = {records.RESULT, records.PREDICTIONS, records.WEIGHTS, ".lock", ".owner"}
+        kept = {records.RESULT, records.PREDICTIONS, records.WEIGHTS, ".lock", ".claim", ".owner"}
         return {path.name for path in self.folder.iterdir()} - kept
 
 
