@@ -75,8 +75,12 @@ def serve(pipe: Connection, network: Network, variant: str) -> None:
 
     from lib import fast
     from lib.model import ConvMixer
+    from lib.train import has_bfloat16
 
     autocast, compiled = TUNED.get(variant, (False, False))
+    if autocast and not has_bfloat16(torch.device("cpu")):
+        pipe.send({"failed": "PyTorch has no bfloat16 convolutions for this processor, its fallback is far slower"})
+        return
     torch.manual_seed(0)
     # What PyTorch loads at its first step is not the network's memory.
     ConvMixer(8, 1, 3, 4)(torch.randn(2, 3, 32, 32)).sum().backward()
@@ -137,8 +141,11 @@ def limits(pipe: Connection) -> None:
     """Answers "measure" with this machine's speeds at this moment: GFLOP/s of matrix products, GB/s of a copy."""
     import torch
 
-    n = 2048
-    matrices = {kind: torch.randn(n, n).to(getattr(torch, kind)) for kind in ("float32", "bfloat16")}
+    from lib.train import has_bfloat16
+
+    # Without bfloat16 in hardware PyTorch's product takes seconds at 1024, and is no faster at a larger size.
+    sizes = {"float32": 2048, "bfloat16": 2048 if has_bfloat16(torch.device("cpu")) else 256}
+    matrices = {kind: torch.randn(n, n).to(getattr(torch, kind)) for kind, n in sizes.items()}
     source = torch.ones(64 * 2**20)  # 256 MiB
     target = torch.empty_like(source)
 
@@ -151,7 +158,9 @@ def limits(pipe: Connection) -> None:
         return min(times)
 
     def measure() -> dict[str, float]:
-        speeds = {f"{kind}_gflops": 2e-9 * n**3 / best(lambda m=m: torch.mm(m, m)) for kind, m in matrices.items()}
+        speeds = {
+            f"{kind}_gflops": 2e-9 * len(m) ** 3 / best(lambda m=m: torch.mm(m, m)) for kind, m in matrices.items()
+        }
         # Both what is read and what is written is counted.
         return {**speeds, "copy_gb_per_second": 2e-9 * source.nbytes / best(lambda: target.copy_(source))}
 

@@ -42,6 +42,17 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path, c
     assert not same(first, other)
 
 
+def test_plain_layers_work_in_float32_where_bfloat16_would_be_slow(tmp_path, cifar, tiny, monkeypatch):
+    runs = {}
+    for dtype, there in (("float32", True), ("bfloat16", True), ("bfloat16", False)):
+        monkeypatch.setattr(train, "has_bfloat16", lambda device, there=there: there)
+        runs[dtype, there] = trained(tiny(dtype=dtype, fast=False), cifar, tmp_path / f"{dtype} {there}")
+    assert same(runs["bfloat16", False], runs["float32", True])
+    assert "in float32" in runs["bfloat16", False].fast
+    assert not same(runs["bfloat16", True], runs["float32", True])
+    assert runs["bfloat16", True].fast == "fast=False"
+
+
 def test_native_and_plain_layers_learn_alike_within_the_noise_between_seeds(tmp_path, cifar):
     """Training loss and validation accuracy of `quick` at p=4, shortened; and a difference that this would notice."""
     few = {name: array[: {"train": 50_000, "test": 100}[name.split("_")[0]]] for name, array in cifar.items()}
