@@ -6,6 +6,7 @@ many faults passed and failed. Exit status 1 if any failed.
 
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -111,6 +112,9 @@ def sentence(nodeid: str) -> str:
 
 def main(arguments: list[str]) -> int:
     wanted = sorted(map(int, arguments)) or list(FAULTS)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:  # nohup, &: the processes that are tested would inherit it
+            signal.signal(number, lambda *_: None)
     lines = Lines(os.fdopen(os.dup(1), "w"), wanted)
     files = sorted({str(HERE.parent / file) for number in wanted for file, _ in FAST.get(number, ())})
     options = ["-qq", "--no-header", "--no-summary", "-o", "console_output_style=classic", "-p", "no:cacheprovider"]
