@@ -317,7 +317,8 @@ def speed(bench: dict | None) -> list[str]:
                 f"{sizes[other] / sizes[one]:.2f} times as many."
             )
     said += [
-        f"Augmentation, mixing and loading take {100 * line['data_share']:.1f} % of an epoch of {line['name']}."
+        # The share is a difference of two measurements: where there is next to nothing it may come out below nothing.
+        f"Augmentation, mixing and loading take {100 * max(0, line['data_share']):.1f} % of an epoch of {line['name']}."
         for line in bench["epochs"]
     ]
     return said
