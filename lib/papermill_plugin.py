@@ -33,8 +33,10 @@ class Engine(NBClientEngine):
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, **options):
-        # A kernel that is interrupted would print the trace of its own loop too.
+        # A kernel that is interrupted would print the trace of its own loop too,
         options.setdefault("extra_arguments", ["--log-level=CRITICAL"])
+        # and asyncio, if the kernel is gone by then, that of what was waiting for its answer.
+        logging.getLogger("asyncio").addFilter(not_the_end_of_a_kernel)
         try:
             return super().execute_managed_notebook(nb_man, kernel_name, **options)
         except KeyboardInterrupt:  # papermill makes it "Aborted!"
@@ -44,6 +46,11 @@ class Engine(NBClientEngine):
             hint = "if it was for want of memory, lower batch_size, dim or depth, or raise patch"
             print(f"train.ipynb: the kernel was killed ({hint}); {GOES_ON}", file=sys.stderr)
             raise SystemExit(138) from None
+
+
+def not_the_end_of_a_kernel(record: logging.LogRecord) -> bool:
+    """A filter of log records: what ends a notebook because its kernel is dead is said by `Engine`, in one line."""
+    return not (record.exc_info and isinstance(record.exc_info[1], DeadKernelError))
 
 
 def prepare(argv: list[str]) -> list[str]:

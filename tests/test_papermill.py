@@ -1,11 +1,15 @@
 """`papermill notebooks/train.ipynb ...` as a user types it: at a terminal, redirected, from two folders, mistyped."""
 
+import asyncio
+import gc
+import logging
 import os
 import pty
 import subprocess
 
 import papermill.engines  # noqa: F401  as in real life: it is papermill that loads the plugin
 import pytest
+from nbclient.exceptions import DeadKernelError
 
 from copy_of import Copy
 from lib import papermill_plugin, records, study
@@ -99,6 +103,28 @@ def test_an_error_inside_the_notebook_is_one_line_too(copy):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("train.ipynb: randaugment=rand-m99: give ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("error, said", [(DeadKernelError("Kernel died"), 0), (RuntimeError("another"), 1)])
+def test_what_waited_for_a_dead_kernel_leaves_no_trace(caplog, error, said):
+    """As after Ctrl-C: asyncio complains of a task whose exception nobody has asked for."""
+
+    async def wait():
+        raise error
+
+    async def leave():
+        task = asyncio.ensure_future(wait())
+        await asyncio.sleep(0)
+        assert task.done()
+
+    logger = logging.getLogger("asyncio")
+    logger.addFilter(papermill_plugin.not_the_end_of_a_kernel)
+    try:
+        asyncio.run(leave())
+        gc.collect()
+    finally:
+        logger.removeFilter(papermill_plugin.not_the_end_of_a_kernel)
+    assert len(caplog.records) == said
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(900)  # whole trainings in real processes, perh
 def copy(tmp_path_factory):
     """A copy in which the study `smoke` has been trained and reported, with what that showed."""
     copy = Copy(tmp_path_factory.mktemp("runs"))
-    copy.trained = copy.run("python", "-m", "lib.runs", "smoke")
+    copy.trained = copy.run("python", "-m", "lib.runs", "smoke", "--jobs", "2")
     copy.reported = copy.run("python", "-m", "lib.report", "smoke")
     return copy
 
@@ -80,7 +80,7 @@ def test_a_record_that_was_lost_is_trained_again_to_the_same_numbers(copy):
     before = json.loads(path.read_text())
     weights = path.with_name(records.WEIGHTS).read_bytes()
     path.unlink()
-    assert copy.run("python", "-m", "lib.runs", "smoke").returncode == 0
+    assert copy.run("python", "-m", "lib.runs", "smoke", "--jobs", "2").returncode == 0  # as many threads as before
     after = json.loads(path.read_text())
     assert path.with_name(records.WEIGHTS).read_bytes() == weights
     for name in ("test_acc", "test_loss", "last_test_acc", "per_class_acc", "fingerprint"):
