@@ -12,7 +12,7 @@ import matplotlib
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from lib import cells, paper, records, stats, tables
 from lib import study as studies
@@ -169,9 +169,9 @@ def speed(bench: dict | None) -> Figure | None:
         for which, (label, look) in looks.items():
             # No line: from one network to the next there is nothing in between.
             axes.plot(names, table[f"{which}_{unit}"], label=label, **{**look, "linestyle": ""})
-        axes.set(ylim=(0, None))
     panels[0].set(yscale="log", ylabel="images/s (log scale)")
-    panels[1].set(ylabel="peak memory (MB)")
+    panels[0].yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())
+    panels[1].set(ylim=(0, None), ylabel="peak memory (MB)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, columnspacing=1.2)
     told = [f"k={row.kernel}, p={row.patch}: {row.native_images:.0f}" for row in table.itertuples()]

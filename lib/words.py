@@ -316,11 +316,10 @@ def speed(bench: dict | None) -> list[str]:
                 f"At 256/8 {size(other)} trains {sizes[other]:.0f} images a second, {size(one)} {sizes[one]:.0f}: "
                 f"{sizes[other] / sizes[one]:.2f} times as many."
             )
-    said += [
-        # The share is a difference of two measurements: where there is next to nothing it may come out below nothing.
-        f"Augmentation, mixing and loading take {100 * max(0, line['data_share']):.1f} % of an epoch of {line['name']}."
-        for line in bench["epochs"]
-    ]
+    for line in bench["epochs"]:
+        # A difference of two measurements: where there is next to nothing it may come out below nothing.
+        share = f"{100 * line['data_share']:.1f} %" if line["data_share"] > 0 else "nothing that could be measured"
+        said.append(f"Of an epoch of {line['name']}, augmentation, mixing and loading take {share}.")
     return said
 
 

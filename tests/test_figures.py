@@ -79,3 +79,13 @@ def test_no_figure_repeats_its_caption_as_a_title(home):
     runs = loaded(made.plan())
     for draw in OF_RUNS:
         assert not any(axes.get_title() for axes in draw(runs).axes)
+
+
+def test_speed_lies_inside_its_logarithmic_axis_with_plain_numbers():
+    assert figures.speed(None) is None
+    axes = figures.speed(made.bench(default=3, channels_last=9, ours=36)).axes[0]
+    low, high = axes.get_ylim()
+    assert 0 < low < 3 and 36 < high < 360
+    axes.figure.canvas.draw()
+    shown = [float(text.get_text()) for text in axes.get_yticklabels()]
+    assert len([value for value in shown if low <= value <= high]) >= 3

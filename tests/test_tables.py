@@ -239,29 +239,10 @@ def test_a_corrupt_record_is_named_and_the_rest_still_shows(home):
     assert (table["status"][1:] == "done").all()
 
 
-def bench_of(**images_per_second):
-    """What `make bench` records, of one network."""
-    names = {"default": "PyTorch, defaults"}
-    variants = {
-        names.get(name, name): {"images_per_second": speed, "peak_memory_mb": 100.0}
-        for name, speed in images_per_second.items()
-    }
-    network = {"name": "256/8 k=9 p=1", "dim": 256, "depth": 8, "kernel": 9, "patch": 1, "variants": variants}
-    network |= {
-        "tuned": "channels_last",
-        "ours": "ours",
-        "over_default": 12.0,
-        "over_tuned": 4.0,
-        "share_of_bound": 0.6,
-    }
-    epochs = [{"name": "256/8 k=9 p=4", "data_share": 0.031}]
-    return {"networks": [network], "epochs": epochs, "environment": {"cpu": "a processor"}, "threads": 2}
-
-
 def test_speed_compares_the_fastest_of_each_and_leaves_out_what_did_not_run():
-    table = tables.speed(bench_of(default=3, channels_last=9, ours=36))
+    table = tables.speed(made.bench(default=3, channels_last=9, ours=36))
     assert table.loc[0, ["default_images", "tuned_images", "native_images", "native_mb"]].tolist() == [3, 9, 36, 100]
-    bench = bench_of(default=3, channels_last=9, ours=36)
+    bench = made.bench(default=3, channels_last=9, ours=36)
     bench["networks"][0] |= {"ours": None, "over_default": None, "share_of_bound": None}
     assert np.isnan(tables.speed(bench).loc[0, "native_images"])
     assert tables.speed(None).empty
@@ -270,7 +251,7 @@ def test_speed_compares_the_fastest_of_each_and_leaves_out_what_did_not_run():
 def test_speed_in_words_names_the_machine_and_says_what_measures_it():
     assert words.speed(None) == ["`make bench` measures that on this machine."]
     study = studies.load("paper")
-    assert words.duration(study, bench_of(default=3)) == []
+    assert words.duration(study, made.bench(default=3)) == []
     bench = {"networks": [
         {"dim": 256, "depth": 8, "kernel": run.params.kernel, "patch": run.params.patch,
          "variants": {"ours, float32": {"images_per_second": 50.0, "evaluation_images_per_second": 100.0}}}
@@ -280,6 +261,9 @@ def test_speed_in_words_names_the_machine_and_says_what_measures_it():
     assert words.duration(study, bench) == [
         f"At these speeds the {len(study.runs)} runs of `paper` take {hours:.0f} hours there."
     ]
-    sentence, data = words.speed(bench_of(default=3, channels_last=9, ours=36))
-    assert data == "Augmentation, mixing and loading take 3.1 % of an epoch of 256/8 k=9 p=4."
+    sentence, data = words.speed(made.bench(default=3, channels_last=9, ours=36))
+    assert data == "Of an epoch of 256/8 k=9 p=4, augmentation, mixing and loading take 3.1 %."
+    bench = made.bench(default=3, channels_last=9, ours=36)
+    bench["epochs"][0]["data_share"] = -0.02
+    assert words.speed(bench)[-1].endswith(" take nothing that could be measured.")
     assert sentence.startswith("On a processor, 2 threads, whole training steps of 1 network ran 12.0 times as fast")
