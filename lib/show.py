@@ -139,6 +139,8 @@ def _needless(frame: pd.DataFrame, name: str) -> bool:
         return bool((frame[name] == "done").all())
     if name == "runs" and "part" in frame:
         return True  # in the column n
+    if name in ("kernel", "patch") and "network" in frame:
+        return True  # in the network's name
     if name == "setting" and "patch" in frame:
         return not frame[["kernel", "patch"]].duplicated().any()  # k and p say it
     return name in OPTIONAL and bool((frame[name].isna() | (frame[name] == "")).all())

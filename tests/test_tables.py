@@ -242,6 +242,7 @@ def test_a_corrupt_record_is_named_and_the_rest_still_shows(home):
 def test_speed_compares_the_fastest_of_each_and_leaves_out_what_did_not_run():
     table = tables.speed(made.bench(default=3, channels_last=9, ours=36))
     assert table.loc[0, ["default_images", "tuned_images", "native_images", "native_mb"]].tolist() == [3, 9, 36, 100]
+    assert ">k<" not in show.html_table(table)  # the network's name says it
     bench = made.bench(default=3, channels_last=9, ours=36)
     bench["networks"][0] |= {"ours": None, "over_default": None, "share_of_bound": None}
     assert np.isnan(tables.speed(bench).loc[0, "native_images"])
