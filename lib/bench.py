@@ -50,10 +50,10 @@ NETWORKS = (
     *(Network(f"256/8 k=9 p={p}", 256, 8, 9, p) for p in (2, 4)),
     Network("laptop 128/4 k=9 p=1", 128, 4, 9, 1),
     Network("laptop 128/4 k=9 p=4", 128, 4, 9, 4),
-    Network("quick 64/4 k=9 p=1", 64, 4, 9, 1),
-    Network("quick 64/4 k=9 p=4", 64, 4, 9, 4),
+    Network("quick 32/4 k=9 p=1", 32, 4, 9, 1),
+    Network("quick 32/4 k=9 p=4", 32, 4, 9, 4),
 )
-QUICK = ("256/8 k=9 p=4", "quick 64/4 k=9 p=4")
+QUICK = ("256/8 k=9 p=4", "quick 32/4 k=9 p=4")
 
 DEFAULT = "PyTorch, defaults"
 TUNED = {  # channels_last, each; autocast to bfloat16, torch.compile
