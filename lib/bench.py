@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from lib import records
+from lib import records, study
 
 BATCH = 64  # images a training step
 TEST_BATCH = 100  # images a step of evaluation
@@ -45,15 +45,17 @@ class Network:
         return depthwise, products
 
 
-NETWORKS = (
-    *(Network(f"256/8 k={k} p=1", 256, 8, k, 1) for k in (3, 5, 7, 9)),
-    *(Network(f"256/8 k=9 p={p}", 256, 8, 9, p) for p in (2, 4)),
-    Network("laptop 128/4 k=9 p=1", 128, 4, 9, 1),
-    Network("laptop 128/4 k=9 p=4", 128, 4, 9, 4),
-    Network("quick 32/4 k=9 p=1", 32, 4, 9, 1),
-    Network("quick 32/4 k=9 p=4", 32, 4, 9, 4),
-)
-QUICK = ("256/8 k=9 p=4", "quick 32/4 k=9 p=4")
+def networks() -> dict[str, Network]:
+    """All lines of the table by name: the paper's ablations, and the ends of those of the small studies."""
+    asked = [("paper", kernel, 1) for kernel in (3, 5, 7, 9)] + [("paper", 9, patch) for patch in (2, 4)]
+    asked += [(name, 9, patch) for name in ("laptop", "quick") for patch in (1, 4)]
+    lines = []
+    for name, kernel, patch in asked:
+        base = study.base_params(name)
+        width = f"{base.dim}/{base.depth}" if name == "paper" else f"{name} {base.dim}/{base.depth}"
+        lines.append(Network(f"{width} k={kernel} p={patch}", base.dim, base.depth, kernel, patch))
+    return {line.name: line for line in lines}
+
 
 DEFAULT = "PyTorch, defaults"
 TUNED = {  # channels_last, each; autocast to bfloat16, torch.compile
@@ -374,7 +376,7 @@ def table(record: dict) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lib.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two small networks, nothing compiled")
+    parser.add_argument("--quick", action="store_true", help="one small network, nothing compiled: a minute")
     parser.add_argument("--only", action="append", metavar="NAME", help="a network of the table (more than once: each)")
     parser.add_argument(
         "--no-compile", action="store_true", help="without torch.compile, which takes a minute to start"
@@ -382,16 +384,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, help="turns of each variant (default 7, quick 3)")
     parser.add_argument("--out", type=Path, default=records.REPORTS / records.BENCH)
     options = parser.parse_args(arguments)
-    wanted = options.only or (QUICK if options.quick else [network.name for network in NETWORKS])
-    unknown = set(wanted) - {network.name for network in NETWORKS}
-    if unknown:
-        names = ", ".join(repr(network.name) for network in NETWORKS)
-        parser.error(f"no network {', '.join(map(repr, sorted(unknown)))}; there are {names}")
+    lines = networks()
+    small = [name for name, line in lines.items() if name.startswith("laptop") and line.patch == 4]
+    wanted = options.only or (small if options.quick else list(lines))
+    if unknown := set(wanted) - set(lines):
+        parser.error(f"no network {', '.join(map(repr, sorted(unknown)))}; there are {', '.join(map(repr, lines))}")
     no_compile = options.quick or options.no_compile
     variants = [DEFAULT, *(name for name, (_, compiled) in TUNED.items() if not (compiled and no_compile)), *OURS]
-    networks = [network for network in NETWORKS if network.name in wanted]
     rounds = options.rounds or (3 if options.quick else 7)
-    record = bench(networks, variants, rounds, epoch_images=640 if options.quick else 6400)
+    asked = [line for name, line in lines.items() if name in wanted]
+    record = bench(asked, variants, rounds, epoch_images=640 if options.quick else 6400)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     records.write_json(options.out, record)
     print(table(record))
