@@ -13,7 +13,7 @@ help:
 	@echo "make runs   [STUDY=quick] [JOBS=1]  only train; stopped runs go on, finished ones are skipped"
 	@echo "make status [STUDY=quick]           how far each run of a study is"
 	@echo "make test                           the tests"
-	@echo "make test-faults                    kills, full disks, bad input: a line a fault; some 15 minutes"
+	@echo "make test-faults                    kills, full disks, bad input: a line a fault; half an hour"
 	@echo "make bench                          how fast training is here, against plain PyTorch"
 	@echo "make lab                            JupyterLab, with the right kernel"
 	@echo "make setup                          .venv with the pinned packages (the others do it when needed)"

@@ -171,5 +171,5 @@ def _file(number: str, make) -> str:
 
 
 def _prose(text: str) -> str:
-    """Escaped text, with `code` between backticks."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    """Escaped text, with `code` between backticks; a number stays on one line with its percent sign."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", re.sub(r"(?<=\d) %", "\u00a0%", html.escape(text)))

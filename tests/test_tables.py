@@ -186,6 +186,7 @@ def test_text_is_escaped(home):
     frame = pd.DataFrame([{"fact": "cpu", "value": '<script>"&', "runs": 1}])
     assert "<td>&lt;script&gt;&quot;&amp;</td>" in show.html_table(frame)
     assert show._prose("`a<b` & c") == "<code>a&lt;b</code> &amp; c"
+    assert show._prose("61.10 % of all, 100 percent") == "61.10\u00a0% of all, 100 percent"
 
 
 def test_sentences_follow_the_numbers(home):
