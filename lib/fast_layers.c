@@ -254,7 +254,7 @@ INLINE vf FN(through_norm_and_gelu)(const T *d, const T *in, const float *coef, 
 static void FN(sum_units)(float *to, const vf *units, long dim) {
     for (long c = 0; c < dim; c += LANES) {
         vf total = splat(0), one = FN(unit)(splat(1), splat(1));
-        for (long p = 0; p < FN(PAIRS); p++) total = FN(dot)(total, *units++, one);
+        for (long p = 0; p < FN(PAIRS); p++) total = FN(dot)(total, units[c / LANES * FN(STEP) + p], one);
         store_f32(to + c, total);
     }
 }
@@ -279,7 +279,8 @@ static void FN(lift_backward_work)(void *context, long begin, long end, long gro
     FN(pass) *pass = context;
     const layer *a = pass->a;
     long dim = a->dim, in = a->inputs;
-    vf *du_units = scratch(1, dim * PANEL * 4), *z_units = scratch(2, in * PANEL * 4);
+    size_t column = FN(STEP) * sizeof(vf), du_size = dim / LANES * column, z_size = in / LANES * column;
+    vf *du_units = scratch(1, du_size), *z_units = scratch(2, z_size);
     FN(cell) *du_rows = scratch(3, PANEL * dim * sizeof *du_rows);
     float *gradient = pass->sums + group * dim * in;
     memset(gradient, 0, dim * in * sizeof(float));
@@ -288,8 +289,8 @@ static void FN(lift_backward_work)(void *context, long begin, long end, long gro
         const T *dout = (const T *)a->dout + from * dim, *u = (const T *)a->u + from * dim;
         const T *x = (const T *)a->x + from * in, *y = a->kernel ? (const T *)a->y + from * in : NULL;
         if (rows < PANEL) {
-            memset(du_units, 0, dim * PANEL * 4);
-            memset(z_units, 0, in * PANEL * 4);
+            memset(du_units, 0, du_size);
+            memset(z_units, 0, z_size);
         }
         for (long p = 0; p < rows; p += UNIT) {
             const int both = UNIT == 2 && p + 1 < rows;
@@ -301,13 +302,13 @@ static void FN(lift_backward_work)(void *context, long begin, long end, long gro
                     second = FN(through_norm_and_gelu)(dout + next, u + next, pass->coef + c, dim);
                     STORE_CELL(du_rows + next, second);
                 }
-                du_units[c / LANES * FN(PAIRS) + p / UNIT] = FN(unit)(first, second);
+                du_units[c / LANES * FN(STEP) + p / UNIT] = FN(unit)(first, second);
             }
             for (long c = 0; c < in; c += LANES) {
                 long at = p * in + c, next = at + in;
                 vf first = FN(z_at)(x + at, y ? y + at : NULL, pass->scale1 + c, pass->shift1 + c), second = splat(0);
                 if (both) second = FN(z_at)(x + next, y ? y + next : NULL, pass->scale1 + c, pass->shift1 + c);
-                z_units[c / LANES * FN(PAIRS) + p / UNIT] = FN(unit)(first, second);
+                z_units[c / LANES * FN(STEP) + p / UNIT] = FN(unit)(first, second);
             }
         }
         float *d_bias = pass->partial + panel * 3 * dim, *plain = d_bias + dim, *times = plain + dim;

@@ -76,7 +76,9 @@ static void FN(product)(const FN(cell) *panel, long rows, long units, const vf *
     }
 }
 
-enum { FN(PAIRS) = PANEL / UNIT };  // units of a panel along its pixels
+// Units of a panel along its pixels, and from one vector of channels to the next: at a step of PAIRS the channels of
+// one pixel would all fall into a few places of the first cache and push each other out.
+enum { FN(PAIRS) = PANEL / UNIT, FN(STEP) = FN(PAIRS) + 1 };
 
 INLINE void FN(gradient_block)(const vf *du, int lane, const vf *z, const int wide, float *out, long in_dim) {
     vf sums[4][WIDE];
@@ -84,7 +86,7 @@ INLINE void FN(gradient_block)(const vf *du, int lane, const vf *z, const int wi
     for (long p = 0; p < FN(PAIRS); p++) {
         vf w[WIDE];
         UNROLL for (int j = 0; j < wide; j++) {
-            w[j] = z[j * FN(PAIRS) + p];
+            w[j] = z[j * FN(STEP) + p];
             IN_REGISTER(w[j]);
         }
         UNROLL for (int i = 0; i < 4; i++) {
@@ -98,11 +100,11 @@ INLINE void FN(gradient_block)(const vf *du, int lane, const vf *z, const int wi
     }
 }
 
-// gradient (out_dim, in_dim) += du^T z; du [out_dim / LANES][PAIRS] and z [in_dim / LANES][PAIRS] in units of pixels.
+// gradient (out_dim, in_dim) += du^T z; du [out_dim / LANES][STEP] and z [in_dim / LANES][STEP] in units of pixels.
 static void FN(accumulate)(const vf *du, const vf *z, float *gradient, long out_dim, long in_dim) {
     for (long from = 0; from < in_dim; from += WIDE * LANES)
         for (long row = 0; row < out_dim; row += 4) {
-            const vf *d = du + row / LANES * FN(PAIRS), *zz = z + from / LANES * FN(PAIRS);
+            const vf *d = du + row / LANES * FN(STEP), *zz = z + from / LANES * FN(STEP);
             float *to = gradient + row * in_dim + from;
             switch (least(WIDE, (in_dim - from) / LANES)) {
                 case WIDE: FN(gradient_block)(d, row % LANES, zz, WIDE, to, in_dim); break;
