@@ -12,6 +12,7 @@ import dataclasses
 import multiprocessing
 import os
 import resource
+import signal
 import statistics
 import sys
 import tempfile
@@ -132,7 +133,7 @@ def serve(pipe: Connection, network: Network, variant: str) -> None:
     train()
     pipe.send({"first_step_seconds": round(first, 2), "peak_memory_mb": round(peak_size() - size_before)})
     warm = False
-    while (word := pipe.recv()) != "stop":
+    for word in orders(pipe):
         if word == "evaluate" and not warm:
             evaluate()  # compiles, where it does
             warm = True
@@ -168,7 +169,7 @@ def limits(pipe: Connection) -> None:
 
     measure()
     pipe.send({"threads": torch.get_num_threads()})
-    while pipe.recv() != "stop":
+    for _ in orders(pipe):
         pipe.send(measure())
 
 
@@ -207,8 +208,15 @@ def epoch(pipe: Connection, network: Network, images: int) -> None:
 
     whole()  # warms up
     pipe.send("ready")
-    while pipe.recv() != "stop":
+    for _ in orders(pipe):
         pipe.send({"images_per_second": whole(), "steps_images_per_second": bare()})
+
+
+def orders(pipe: Connection) -> Iterator[str]:
+    """What is asked on the pipe, until "stop" or until nobody is there to ask."""
+    with contextlib.suppress(EOFError, ConnectionResetError):
+        while (word := pipe.recv()) != "stop":
+            yield word
 
 
 def peak_size() -> float:
@@ -225,16 +233,22 @@ def process(target, *arguments) -> Iterator[Connection]:
     """A fresh process that runs `target(pipe, *arguments)`, and this end of its pipe."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    child = context.Process(target=target, args=(there, *arguments), daemon=True)
+    child = context.Process(target=alone, args=(target, there, *arguments), daemon=True)
     child.start()
     there.close()
     try:
         yield here
-    finally:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             here.send("stop")
         child.join(20)
+    finally:
         child.kill()
+
+
+def alone(target, pipe: Connection, *arguments) -> None:
+    """In the fresh process: Ctrl-C is for the main process, which ends this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    target(pipe, *arguments)
 
 
 def ask(pipe: Connection, word: str):
@@ -245,21 +259,35 @@ def ask(pipe: Connection, word: str):
 def measure(network: Network, variants: list[str], rounds: int, machine: Connection, speeds: list[dict]) -> dict:
     """The record of one network: each variant's turns, and their ratios."""
     with contextlib.ExitStack() as stack:
-        pipes, results = {}, {}
+        results = {variant: {} for variant in variants}
+        turns = {(variant, word): [] for variant in variants for word in ("train", "evaluate")}
+        pipes = {}
+
+        @contextlib.contextmanager
+        def survived(variant: str) -> Iterator[None]:
+            try:
+                yield
+            except (EOFError, ConnectionError):  # all variants are in memory at once, and the system may kill one
+                results[variant] = {"failed": "its process ended, perhaps for want of memory"}
+
         for variant in variants:
             pipes[variant] = stack.enter_context(process(serve, network, variant))
-            results[variant] = pipes[variant].recv()
-        pipes = {variant: pipe for variant, pipe in pipes.items() if "failed" not in results[variant]}
-        turns = {(variant, word): [] for variant in pipes for word in ("train", "evaluate")}
+            with survived(variant):
+                results[variant] = pipes[variant].recv()
         for number in range(rounds):
             speeds.append(ask(machine, "measure"))
             for variant, pipe in pipes.items():
-                turns[variant, "train"].append(ask(pipe, "train"))
-                if number < 3:
-                    turns[variant, "evaluate"].append(ask(pipe, "evaluate"))
-    for variant in pipes:
+                with survived(variant):
+                    if "failed" in results[variant]:
+                        continue
+                    turns[variant, "train"].append(ask(pipe, "train"))
+                    if number < 3:
+                        turns[variant, "evaluate"].append(ask(pipe, "evaluate"))
+    for variant, result in results.items():
+        if "failed" in result:
+            continue
         train, evaluate = turns[variant, "train"], turns[variant, "evaluate"]
-        results[variant] |= {
+        result |= {
             "images_per_second": round(1 / statistics.median(train), 2),
             "fastest_images_per_second": round(1 / min(train), 2),
             "evaluation_images_per_second": round(1 / statistics.median(evaluate), 2),
@@ -393,7 +421,10 @@ def main(arguments: list[str] | None = None) -> None:
     variants = [DEFAULT, *(name for name, (_, compiled) in TUNED.items() if not (compiled and no_compile)), *OURS]
     rounds = options.rounds or (3 if options.quick else 7)
     asked = [line for name, line in lines.items() if name in wanted]
-    record = bench(asked, variants, rounds, epoch_images=640 if options.quick else 6400)
+    try:
+        record = bench(asked, variants, rounds, epoch_images=640 if options.quick else 6400)
+    except KeyboardInterrupt:
+        sys.exit("stopped: nothing is recorded")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     records.write_json(options.out, record)
     print(table(record))

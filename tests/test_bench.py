@@ -1,6 +1,8 @@
 """The bench end to end on a network of a moment, and its arithmetic by hand."""
 
 import json
+import os
+import signal
 
 import pytest
 
@@ -71,3 +73,21 @@ def test_unknown_network_is_named(capsys):
     with pytest.raises(SystemExit):
         bench.main(["--only", "256/8 k=9"])
     assert "256/8 k=9 p=1" in capsys.readouterr().err
+
+
+def dies_in_defaults(pipe, network, variant):
+    """In the place of `serve`: a variant that the system kills at its first turn, and one that lives."""
+    pipe.send({"first_step_seconds": 1.0, "peak_memory_mb": 100})
+    for _ in bench.orders(pipe):
+        if variant == bench.DEFAULT:
+            os.kill(os.getpid(), signal.SIGKILL)
+        pipe.send(0.5)
+
+
+def test_a_variant_that_is_killed_is_a_failed_one(monkeypatch):
+    monkeypatch.setattr(bench, "serve", dies_in_defaults)
+    monkeypatch.setattr(bench, "ask", lambda pipe, word: {} if pipe is None else pipe.send(word) or pipe.recv())
+    line = bench.measure(TINY, [bench.DEFAULT, "ours, float32"], 2, None, [])
+    assert "want of memory" in line["variants"][bench.DEFAULT]["failed"]
+    assert line["variants"]["ours, float32"]["turns"] == [2.0, 2.0]
+    assert line["over_default"] is None
