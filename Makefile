@@ -46,8 +46,9 @@ report: $(READY)
 status: $(READY)
 	@$(BIN)/python -m lib.runs $(STUDY) --status
 
+# Files side by side: most of a test of the whole pipeline is one core's imports.
 test: $(READY) data
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-faults: $(READY) data
 	@$(BIN)/python tests/faults

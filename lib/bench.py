@@ -410,7 +410,12 @@ def main(arguments: list[str] | None = None) -> None:
         "--no-compile", action="store_true", help="without torch.compile, which takes a minute to start"
     )
     parser.add_argument("--rounds", type=int, help="turns of each variant (default 7, quick 3)")
-    parser.add_argument("--out", type=Path, default=records.REPORTS / records.BENCH)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="default: reports/bench/bench.json, which the report shows; of a part "
+        "of the table: reports/bench/part.json, which it does not",
+    )
     options = parser.parse_args(arguments)
     lines = networks()
     small = [name for name, line in lines.items() if name.startswith("laptop") and line.patch == 4]
@@ -425,8 +430,12 @@ def main(arguments: list[str] | None = None) -> None:
         record = bench(asked, variants, rounds, epoch_images=640 if options.quick else 6400)
     except KeyboardInterrupt:
         sys.exit("stopped: nothing is recorded")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    records.write_json(options.out, record)
+    except (EOFError, ConnectionError):
+        sys.exit("a measuring process ended, perhaps for want of memory: nothing is recorded; --only does with less")
+    path = records.REPORTS / records.BENCH
+    out = options.out or (path if len(asked) == len(lines) else path.with_name("part.json"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    records.write_json(out, record)
     print(table(record))
 
 

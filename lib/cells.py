@@ -34,7 +34,9 @@ def _parameters(row) -> dict:
 
 
 def _sources(row) -> dict:
-    return {name: row.record.get(name) for name in ("data_digest", "numerics", "train_images")}
+    same = {name: row.record.get(name) for name in ("data_digest", "numerics", "train_images")}
+    # Where a machine has no bfloat16 a run says so; records from before that have nothing to say.
+    return {**same, "dtype": row.record["environment"].get("dtype", row.params["dtype"])}
 
 
 def ablation(runs: pd.DataFrame, what: str) -> list[str]:

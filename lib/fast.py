@@ -259,6 +259,7 @@ class StemFunction(torch.autograd.Function):
             padded(weight, full), padded(bias, full),
         ]  # fmt: skip
         statistics = Statistics(norm, full)
+        ctx.x_dtype = x.dtype
         x = x.detach().float()
         patches, out = call.empty(call.in_dim), call.empty(full)
         cut = Cut(b, c, height // p, width // p, p, call.in_dim, torch.get_num_threads(), x.stride())
@@ -272,7 +273,6 @@ class StemFunction(torch.autograd.Function):
         statistics.write_back(norm)
         ctx.save_for_backward(patches, u, *parameters)
         ctx.call, ctx.statistics, ctx.weight_shape = call, statistics, lift_weight.shape
-        ctx.x_dtype = x.dtype
         return call.images(out, call.outputs)
 
     @staticmethod

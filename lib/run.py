@@ -15,9 +15,9 @@ from lib.download import DIGEST, Arrays, DataError, cifar10
 from lib.model import count_parameters, forward_macs
 from lib.owner import OwnerError, own
 from lib.params import NUMERICS, ParameterError, Params, run_name
-from lib.records import CLASSES, RecordError
+from lib.records import CLASSES, RecordError, span
 from lib.study import base_params
-from lib.train import Trained, TrainingError, estimate, fit, pick_device, span
+from lib.train import Trained, TrainingError, estimate, fit, pick_device
 
 # What a user can mend: each is one line that says how, and needs no traceback.
 UserError = (ParameterError, DataError, RecordError, OwnerError, TrainingError, checkpoint.CheckpointError)
@@ -117,6 +117,7 @@ def make_record(p: Params, cifar: Arrays, trained: Trained, started: str) -> dic
             "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
             "threads": torch.get_num_threads(),
             "fast": trained.fast,
+            "dtype": trained.dtype,
         },
     }
 
@@ -167,7 +168,10 @@ def announce(p: Params) -> str:
     if (folder / records.RESULT).exists() and not p.force:
         return f"{name}; there is a record of it"
     recipe(p)
-    seconds = estimate(p)
+    try:
+        seconds = estimate(p)
+    except (RuntimeError, MemoryError):  # too large for the memory here, most likely: the run will say what to do
+        return f"{name}; how long it takes here could not be measured"
     text = f"{name}; about {span(seconds)} here on {pick_device(p.device)} if nothing else runs"
     if seconds > 1800:
         text += (

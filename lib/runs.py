@@ -8,10 +8,12 @@ import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +23,9 @@ import yaml
 from lib import records
 from lib.download import DataError, cifar10
 from lib.owner import claim, holder
-from lib.params import ParameterError, Params
-from lib.study import ROOT, Run, Study, load, names
+from lib.params import ParameterError, Params, run_name
+from lib.records import span
+from lib.study import ROOT, Run, Study, base_params, load, names
 
 NOTEBOOK = ROOT / "notebooks" / "train.ipynb"
 STARTING = 8  # seconds that papermill, a kernel and its imports take before a run trains
@@ -64,7 +67,7 @@ def status(study: Study) -> str:
         who = holder(folder_of(study, row.run))
         state = "running" if who and row.status != "done" else row.status
         accuracy = f"{row.test_acc:.2f} %" if row.status == "done" else "-"
-        seconds = time.strftime("%H:%M:%S", time.gmtime(row.seconds)) if row.status == "done" else "-"
+        seconds = span(row.seconds) if row.status == "done" else "-"
         lines.append((row.run, state, f"{row.epoch}/{row.epochs}", accuracy, seconds))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
@@ -129,7 +132,7 @@ def train(study: Study, run: Run, jobs: int) -> bool:
             print(f"{run.name}: left to {who or holder(folder) or 'another process'}", flush=True)
             return False
         if not (folder / records.RESULT).exists():
-            execute(notebook_command(run, folder), {**os.environ, **threads(jobs)})
+            execute(notebook_command(run, folder), {**os.environ, **share(jobs)})
         return True
 
 
@@ -143,18 +146,21 @@ def notebook_command(run: Run, folder: Path) -> list[str]:
     return [*command, "--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-", "--stderr-file", "-"]
 
 
-def threads(jobs: int) -> dict[str, str]:
+def share(jobs: int) -> dict[str, str]:
     """The environment that gives each of several runs its share of the cores."""
     return {"OMP_NUM_THREADS": str(max(1, cores() // jobs))} if jobs > 1 else {}
 
 
 _executing: set[subprocess.Popen] = set()
+_stopped = threading.Event()
 
 
 def execute(command: list[str], environment: dict) -> None:
     """Runs a program to its end, or until this one is stopped."""
     with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as process:
         _executing.add(process)
+        if _stopped.is_set():  # a moment too late to be among those that were terminated
+            process.terminate()
         process.wait()
         _executing.discard(process)
 
@@ -162,9 +168,11 @@ def execute(command: list[str], environment: dict) -> None:
 @contextlib.contextmanager
 def _stopping(pool: concurrent.futures.Executor) -> Iterator[None]:
     """When this program is stopped, so are the runs that it has started: none is left to train unseen."""
+    _stopped.clear()
     try:
         yield
     except KeyboardInterrupt:
+        _stopped.set()
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(_executing):
             process.terminate()
@@ -173,21 +181,40 @@ def _stopping(pool: concurrent.futures.Executor) -> Iterator[None]:
 
 def announce(study: Study, todo: list[Run], jobs: int) -> str:
     """What will be trained and about how long it takes on this machine."""
-    from lib.train import TrainingError, estimate, span  # imports torch, which `status` does not need
-
     epochs_done = records.load(study).set_index("run").epoch
-    whole: dict[tuple, float] = {}  # seconds of a run from its start, by what makes it slow
-    total = 0.0
-    for run in todo:
-        p = run.params
-        kind = (p.kernel, p.patch, p.dim, p.depth, p.epochs)
-        try:
-            whole[kind] = whole.get(kind) or estimate(p)
-        except TrainingError as error:  # no such device
-            raise ParameterError(f"{run.name}: {error}") from None
-        total += whole[kind] * (1 - epochs_done[run.name] / p.epochs) + STARTING
+    whole: dict[tuple, float | None] = {}  # seconds of a run from its start, by what makes it slow
+    seconds = []
+    # In a process that goes when it is done: what it has taken of a GPU or of the memory is free for the runs.
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), take_share, (jobs,)) as aside:
+        for run in todo:
+            p = run.params
+            kind = tuple({**p.computed(), "seed": 0, "lr": 0}.values())
+            if kind not in whole:
+                whole[kind] = aside.submit(measured, p).result()
+            if whole[kind] is not None:
+                seconds.append(whole[kind] * (1 - epochs_done[run.name] / p.epochs) + STARTING)
+    unknown = len(todo) - len(seconds)
+    time = f"about {span(sum(seconds) / jobs)} in all" if seconds else "in a time that could not be measured"
+    without = f" without {unknown} of them, whose time could not be measured" if seconds and unknown else ""
     names = ", ".join(run.name for run in todo)
-    return f"{len(todo)} of {len(study.runs)} runs to train, about {span(total / jobs)} in all: {names}"
+    return f"{len(todo)} of {len(study.runs)} runs to train, {time}{without}: {names}"
+
+
+def take_share(jobs: int) -> None:
+    """Gives this process one of several runs' share of the cores; before torch is imported."""
+    os.environ.update(share(jobs))
+
+
+def measured(p: Params) -> float | None:
+    """Seconds that a run takes here, or None where that cannot be found out; ParameterError for a device not here."""
+    from lib.train import TrainingError, estimate  # imports torch, which nothing else here needs
+
+    try:
+        return estimate(p)
+    except TrainingError as error:
+        raise ParameterError(f"{run_name(p, base_params(p.study))}: {error}") from None
+    except (RuntimeError, MemoryError):  # out of memory, most likely: the run will say so itself
+        return None
 
 
 def folder_of(study: Study, run: str) -> Path:

@@ -47,6 +47,7 @@ class Trained:
     seconds: float  # training and evaluation, over all attempts
     peak_memory_mb: float  # of the process, or of the GPU where there is one
     fast: bool | str  # True, or why the native layers were not used
+    dtype: str  # see `arithmetic`
     checkpoints: int
     resumed: int  # how often the run went on from a checkpoint
 
@@ -100,16 +101,26 @@ def build(p: Params, device: torch.device) -> tuple[ConvMixer, Callable[[Tensor]
     else:
         note = fast.accelerate(model, dtype)
     network = torch.compile(model) if p.compile else model
-    if note is not None and dtype == torch.bfloat16 and not has_bfloat16(device):
+    native = True if note is None else note
+    if arithmetic(p, device, native) != p.dtype:
         dtype = torch.float32
-        note += "; in float32, as PyTorch has no bfloat16 convolutions for this processor"
+        native += "; in float32, as PyTorch has no bfloat16 convolutions for this processor"
 
     def forward(images: Tensor) -> Tensor:
         # Exact types inside the native layers; elsewhere autocast decides, with float32 weights either way.
         with torch.autocast(device.type, dtype, enabled=note is not None and dtype != torch.float32):
             return network(images).float()
 
-    return model, forward, True if note is None else note
+    return model, forward, native
+
+
+def arithmetic(p: Params, device: torch.device, native: bool | str) -> str:
+    """The type that a run works in: `p.dtype`, or float32 where neither the native layers nor PyTorch have bfloat16.
+
+    `native`: what `build` said.
+    """
+    lacking = p.dtype == "bfloat16" and native is not True and not has_bfloat16(device)
+    return "float32" if lacking else p.dtype
 
 
 def make_optimizer(p: Params, model: nn.Module) -> torch.optim.AdamW:
@@ -147,12 +158,12 @@ def evaluate(model: nn.Module, forward, device: torch.device, batches: Iterable[
     for images, labels in batches:
         logits = forward(images.to(device, non_blocking=True))
         labels = labels.to(device)
-        losses.append(F.cross_entropy(logits, labels, reduction="sum").double())
+        losses.append(F.cross_entropy(logits, labels, reduction="sum"))
         predicted.append(logits.argmax(1))
         right, n = right + (predicted[-1] == labels).sum(), n + len(labels)
     model.train()
     return {
-        "loss": float(sum(losses) / n),
+        "loss": float(sum(torch.stack(losses).cpu().double()) / n),  # MPS has no double
         "acc": 100 * int(right) / n,
         "predicted": torch.cat(predicted).to("cpu", torch.uint8).numpy(),
     }
@@ -173,6 +184,8 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
     model, forward, native = build(p, device)
     optimizer = make_optimizer(p, model)
     scaler = torch.amp.GradScaler(device.type, enabled=p.dtype == "float16")
+    dtype = arithmetic(p, device, native)
+    torch.backends.cudnn.deterministic = True  # a resumed run repeats what was lost; without effect elsewhere
 
     images, labels = cifar["train_images"], cifar["train_labels"]
     train_rows, val_rows = data.split(labels, p.val_size, p.train_size, p.seed)
@@ -192,7 +205,7 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
     seconds, epoch_seconds, train_seconds, memory, saved_count, resumed = 0.0, 0.0, 0.0, 0.0, 0, 0
 
     if (state := checkpoint.load(folder)) is not None:
-        refuse_other(state, p, folder)
+        refuse_other(state, p, dtype, folder)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
@@ -230,7 +243,7 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
         train_seconds += lap()
         saved_count += 1
         state = {
-            "fingerprint": p.fingerprint, "params": p.computed(), "numerics": NUMERICS,
+            "fingerprint": p.fingerprint, "params": p.computed(), "numerics": NUMERICS, "dtype": dtype,
             "model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
             "epoch": epoch, "step": step, "history": history, "best": best, "losses": losses, "seconds": seconds,
             "epoch_seconds": epoch_seconds, "train_seconds": train_seconds, "memory": max(memory, peak_memory(device)),
@@ -239,6 +252,7 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
         checkpoint.save(folder, state)
         records.write_json(folder / records.PROGRESS, {"fingerprint": p.fingerprint, "step": step, "history": history})
         last_saved = time.monotonic()
+        lap()  # writing is no training
 
     model.train()
     first_done = epoch * steps + step  # of this attempt, for the time left
@@ -261,12 +275,12 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
                 done = epoch * steps + step
                 left = (time.perf_counter() - begun) / (done - first_done) * (p.epochs * steps - done)
                 loss = losses[:step].mean()
-                say(f"epoch {epoch + 1}/{p.epochs}  step {step}/{steps}  loss {loss:.3f}  {span(left)} left")
+                say(f"epoch {epoch + 1}/{p.epochs}  step {step}/{steps}  loss {loss:.3f}  {records.span(left)} left")
         check_losses()
         train_seconds += lap()
 
         clean = measure(train_images[few], train_labels[few])
-        entry = {"epoch": epoch + 1, "lr": lr, "loss": float(losses.double().mean())}
+        entry = {"epoch": epoch + 1, "lr": lr, "loss": float(losses.cpu().double().mean())}
         entry |= {"train_loss": clean["loss"], "train_acc": clean["acc"], "val_loss": None, "val_acc": None}
         if p.val_size:
             val = measure(images[val_rows], labels[val_rows])
@@ -289,7 +303,7 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
         left = (time.perf_counter() - begun) / (epoch * steps - first_done) * (p.epochs - epoch) * steps
         say(progress_line(entry, p.epochs, left))
 
-    # The test set is used here, once, whatever the history looked like.
+    # The test set is used here and nowhere else, whatever the history looked like.
     test = last_test = measure(cifar["test_images"], cifar["test_labels"])
     selected = p.epochs
     if best is not None and best["epoch"] != p.epochs:
@@ -297,11 +311,16 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
         test, selected = measure(cifar["test_images"], cifar["test_labels"]), best["epoch"]
     lap()
     memory = max(memory, peak_memory(device))
-    return Trained(model, history, selected, test, last_test, seconds, memory, native, saved_count, resumed)
+    return Trained(model, history, selected, test, last_test, seconds, memory, native, dtype, saved_count, resumed)
 
 
-def refuse_other(state: dict, p: Params, folder: Path) -> None:
-    """CheckpointError with the differences if a checkpoint is another configuration's."""
+def refuse_other(state: dict, p: Params, dtype: str, folder: Path) -> None:
+    """CheckpointError with the differences if a checkpoint is another configuration's, or of another `arithmetic`."""
+    if state["dtype"] != dtype:
+        raise checkpoint.CheckpointError(
+            f"{folder}: begun in {state['dtype']}, here it would go on in {dtype}: go on where it was begun, "
+            "or move the folder away to start anew"
+        )
     if state["fingerprint"] != p.fingerprint:
         ours, theirs = {**p.computed(), "numerics": NUMERICS}, {**state["params"], "numerics": state["numerics"]}
         raise checkpoint.CheckpointError(
@@ -311,7 +330,7 @@ def refuse_other(state: dict, p: Params, folder: Path) -> None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """MB: the most that the GPU has held, or the process's largest resident size."""
+    """MB: the most that a CUDA GPU has held, or (elsewhere) the process's largest resident size."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     import resource  # not on Windows
@@ -325,16 +344,8 @@ def progress_line(entry: dict, epochs: int, left: float) -> str:
     val = "" if entry["val_acc"] is None else f"  val {entry['val_acc']:.2f} %"
     return (
         f"epoch {entry['epoch']}/{epochs}  loss {entry['loss']:.3f}  train {entry['train_acc']:.2f} %{val}  "
-        f"{entry['images_per_second']:.0f} images/s  {span(left)} left"
+        f"{entry['images_per_second']:.0f} images/s  {records.span(left)} left"
     )
-
-
-def span(seconds: float) -> str:
-    """A time for people: 45 s, 12 min, 3 h 20 min."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def estimate(p: Params) -> float:

@@ -8,7 +8,7 @@ from lib.params import Params
 # A network that trains in a second: it learns little, but through every part of the code.
 TINY = {
     "kernel": 3, "patch": 8, "dim": 8, "depth": 1, "epochs": 2, "train_size": 320, "val_size": 200, "lr": 0.01,
-    "study": "test",
+    "study": "test", "device": "cpu",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from lib.params import Params
 # Native layers, mixing, RandAugment and erasing (the defaults) in a training of a second; a checkpoint after each step.
 SMALL = {
     "kernel": 5, "patch": 4, "dim": 16, "depth": 2, "epochs": 3, "train_size": 300, "val_size": 200, "lr": 0.02,
-    "checkpoint_minutes": 1e-9, "study": "test",
+    "checkpoint_minutes": 1e-9, "study": "test", "device": "cpu",
 }  # fmt: skip
 TIMING = ("seconds", "images_per_second")
 # What a run is broken off in, each called many times, and with how many data workers.

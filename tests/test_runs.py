@@ -1,6 +1,8 @@
 """All runs of a study, in real processes: from nothing to the page, again in seconds, shared, and telling the truth."""
 
+import concurrent.futures
 import json
+import re
 import subprocess
 
 import nbformat
@@ -157,6 +159,30 @@ def test_a_run_that_another_process_finishes_at_this_moment_has_not_failed(monke
     monkeypatch.setattr(runs, "announce", lambda *_: "")
     assert runs.main([study.name]) == 0
     assert len(asked) == 3 and "left to pid 1 on elsewhere" in capsys.readouterr().out
+
+
+def test_the_time_is_measured_aside_and_said_where_it_could_not_be(monkeypatch, tmp_path):
+    made.place(monkeypatch, tmp_path)
+    study = made.plan(settings=["kernel-3", "kernel-9"])
+    assert re.search(r"2 of 2 runs to train, about .* in all: ", runs.announce(study, list(study.runs), 1))
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Aside)
+    monkeypatch.setattr(Aside, "answers", [100.0, None])
+    text = runs.announce(study, list(study.runs), 1)
+    assert "about 2 min in all without 1 of them, whose time could not be measured: " in text
+
+
+class Aside(concurrent.futures.Executor):
+    """In the place of the process that measures: gives `answers`, one a kind of run."""
+
+    answers = ()
+
+    def __init__(self, *_):
+        self.left = list(self.answers)
+
+    def submit(self, work, p):
+        future = concurrent.futures.Future()
+        future.set_result(self.left.pop(0))
+        return future
 
 
 def test_nothing_of_torch_is_needed_to_read_records():

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from lib import records, train
 from lib import study as studies
-from lib import train
+from lib.checkpoint import CheckpointError
 from lib.model import ConvMixer
 from lib.params import Params
-from lib.train import TrainingError, estimate, evaluate, fit, make_optimizer, pick_device, schedule, span
+from lib.train import TrainingError, estimate, evaluate, fit, make_optimizer, pick_device, schedule
 
 TIMES = ("seconds", "images_per_second")
 
@@ -53,10 +54,24 @@ def test_plain_layers_work_in_float32_where_bfloat16_would_be_slow(tmp_path, cif
     assert runs["bfloat16", True].fast == "fast=False"
 
 
+def test_a_checkpoint_of_another_arithmetic_is_refused(tmp_path, cifar, tiny, monkeypatch):
+    """bfloat16 where it was begun, float32 where it would go on: the two must not end up in one run."""
+    p = tiny(dtype="bfloat16", fast=False)
+    monkeypatch.setattr(train, "has_bfloat16", lambda device: True)
+    assert trained(p, cifar, tmp_path / "run").dtype == "bfloat16"
+    monkeypatch.setattr(train, "has_bfloat16", lambda device: False)
+    with pytest.raises(CheckpointError, match="begun in bfloat16, here it would go on in float32"):
+        fit(p, cifar, tmp_path / "run", say=lambda _: None)
+
+
 def test_native_and_plain_layers_learn_alike_within_the_noise_between_seeds(tmp_path, cifar):
     """Training loss and validation accuracy of `quick` at p=4, shortened; and a difference that this would notice."""
     few = {name: array[: {"train": 50_000, "test": 100}[name.split("_")[0]]] for name, array in cifar.items()}
-    base = studies.load("quick").runs_of("patch-4")[0].params.replace(train_size=1600, val_size=1000, epochs=2)
+    base = (
+        studies.load("quick")
+        .runs_of("patch-4")[0]
+        .params.replace(train_size=1600, val_size=1000, epochs=2, device="cpu")
+    )
 
     def curves(**values):
         """(seeds, epochs x 2)"""
@@ -182,15 +197,15 @@ def test_an_evaluation_that_is_no_number_stops_before_it_is_saved(tmp_path, cifa
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_a_device_that_is_not_there_is_said():
-    if not torch.cuda.is_available():
-        with pytest.raises(TrainingError, match="device=cuda: there is none here, give device=cpu or auto"):
-            pick_device("cuda")
+def test_a_device_that_is_not_there_is_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(TrainingError, match="device=cuda: there is none here, give device=cpu or auto"):
+        pick_device("cuda")
 
 
 def test_half_precision_without_cuda_is_said(tiny):
     with pytest.raises(TrainingError, match="dtype=float16: not trained on cpu"):
-        train.build(tiny(dtype="float16"), torch.device("cpu"))
+        train.build(tiny(dtype="float16", device="auto"), torch.device("cpu"))
 
 
 def test_an_estimate_is_a_time(tiny):
@@ -199,7 +214,7 @@ def test_an_estimate_is_a_time(tiny):
 
 
 def test_times_for_people():
-    assert [span(s) for s in (45, 600, 12_000)] == ["45 s", "10 min", "3 h 20 min"]
+    assert [records.span(s) for s in (45, 600, 12_000)] == ["45 s", "10 min", "3 h 20 min"]
 
 
 def test_compiled_and_plain_agree(cifar, tiny):
