@@ -164,7 +164,7 @@ def speed(bench: dict | None) -> Figure | None:
         return None
     figure, panels = _new(5.4, rows=2, sharex=True)
     names = [f"k={row.kernel}\np={row.patch}" for row in table.itertuples()]
-    looks = {"native": ("these layers", OURS), "tuned": ("PyTorch, tuned", STUDY), "default": ("PyTorch", ORIGINAL)}
+    looks = {"native": ("native layers", OURS), "tuned": ("PyTorch, tuned", STUDY), "default": ("PyTorch", ORIGINAL)}
     for axes, unit in zip(panels, ("images", "mb"), strict=True):
         for which, (label, look) in looks.items():
             # No line: from one network to the next there is nothing in between.
@@ -175,7 +175,7 @@ def speed(bench: dict | None) -> Figure | None:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, columnspacing=1.2)
     told = [f"k={row.kernel}, p={row.patch}: {row.native_images:.0f}" for row in table.itertuples()]
-    return _described(figure, f"Images a second in training with these layers: {'; '.join(told)}.")
+    return _described(figure, f"Images a second in training with the native layers: {'; '.join(told)}.")
 
 
 def _ablation(runs: pd.DataFrame, table: pd.DataFrame, what: str) -> Figure:

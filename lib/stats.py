@@ -9,6 +9,7 @@ import math
 import typing
 
 import numpy as np
+import pandas as pd
 import scipy.stats
 
 LEVEL = 0.95
@@ -144,3 +145,9 @@ def _finite(values) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ValueError("a value is not finite")
     return values
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """p-values of several tests made at once, adjusted by Holm's method; NaN where a test was not made."""
+    ordered = p.dropna().sort_values()
+    return (ordered * np.arange(len(ordered), 0, -1)).cummax().clip(upper=1).reindex(p.index)

@@ -227,9 +227,11 @@ def compute_by_setting(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def speed(bench: dict | None) -> pd.DataFrame:
-    """Images a second and MB in training, by network: plain PyTorch, PyTorch tuned by hand and these layers.
+    """Images a second and MB in training, by network: plain PyTorch, the fastest of PyTorch tuned by hand (`tuned` says
+    how) and of the native layers (`native`: in which type).
 
-    bound_share: of the images a second that the arithmetic alone would allow, at this machine's measured speeds.
+    float32_over_...: the same ratios with float32 on both sides. bound_share: of the images a second that the
+    arithmetic alone would allow, at this machine's measured speeds.
     """
     rows = []
     for network in (bench or {"networks": []})["networks"]:
@@ -241,7 +243,13 @@ def speed(bench: dict | None) -> pd.DataFrame:
         row = {"network": network["name"], "kernel": network["kernel"], "patch": network["patch"]}
         for name, unit in (("images_per_second", "images"), ("peak_memory_mb", "mb")):
             row |= {f"{which}_{unit}": (found or {}).get(name, np.nan) for which, found in variants.items()}
+        row |= {"tuned": network["tuned"], "native": (network["ours"] or "").removeprefix("ours, ")}
         row |= {name: network[name] for name in ("over_default", "over_tuned")}
+        rates = {n: found["images_per_second"] for n, found in network["variants"].items() if "failed" not in found}
+        tuned = [rate for name, rate in rates.items() if name.startswith("channels_last") and "bf16" not in name]
+        plain = {"default": rates.get("PyTorch, defaults", np.nan), "tuned": np.max(tuned, initial=0.0) or np.nan}
+        ours = rates.get("ours, float32", np.nan)
+        row |= {f"float32_over_{name}": ours / rate for name, rate in plain.items()}
         rows.append(row | {"bound_share": network["share_of_bound"]})
     return pd.DataFrame(rows)
 

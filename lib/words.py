@@ -8,13 +8,16 @@ import numpy as np
 import pandas as pd
 
 from lib import cells, paper, stats, tables
-from lib.params import TRAIN_IMAGES
-from lib.study import Study
+from lib.params import TRAIN_IMAGES, Params
+from lib.study import Study, base_params
 
 SHAPE = ("dim", "depth", "kernel", "patch")  # what makes a network
+RECIPE = ("batch_size", "lr", "weight_decay", "schedule", "crop", "flip", "randaugment", "mixup", "cutmix", "erasing",
+          "label_smoothing")  # fmt: skip
 CHOICE = {
-    "last": "Reported are the weights of the last epoch; the test set is used once.",
-    "best_val": "Reported are the weights of the epoch with the best validation accuracy; the test set is used once.",
+    "last": "Reported are the weights of the last epoch; the test set is used only after training.",
+    "best_val": "Reported are the weights of the epoch with the best validation accuracy; the test set is used only "
+    "after training.",
     "best_test": "Reported are the weights of the epoch with the best test accuracy: a leak, as in the study's "
     "notebooks, which makes every accuracy here too high.",
 }
@@ -74,7 +77,10 @@ def comparable(study: Study) -> list[str]:
     """Whether the published figures are for the same network and budget; if not, what may be compared."""
     p, others = study.base, []
     said = [] if len(tables.overrides(study)) else ["Every parameter is as the paper writes it."]
-    for name, epochs in (("the study", paper.EPOCHS), ("the original", paper.ORIGINAL_EPOCHS)):
+    for name, epochs, theirs in (
+        ("the study", paper.EPOCHS, Params()),
+        ("the original", paper.ORIGINAL_EPOCHS, base_params("original")),
+    ):
         differ = []
         if (p.dim, p.depth) != paper.NETWORK:
             differ.append(f"ConvMixer-{p.dim}/{p.depth} instead of {'/'.join(map(str, paper.NETWORK))}")
@@ -82,11 +88,15 @@ def comparable(study: Study) -> list[str]:
             differ.append(f"{_count(p.epochs, 'epoch')} instead of {epochs}")
         if p.train_size:
             differ.append(f"{p.train_size:,} training images instead of all")
+        if any(getattr(p, part) != getattr(theirs, part) for part in RECIPE):
+            differ.append("another recipe")
         if differ:
             said.append(f"This is not the experiment of {name}: {', '.join(differ)}.")
             others.append(name)
     if others:
-        said.append(f"Directions and steps may be compared with {' and '.join(others)}, levels only with this in mind.")
+        said.append(
+            f"Directions may be compared with {' and '.join(others)}; levels and sizes of steps only with this in mind."
+        )
     return said
 
 
@@ -103,6 +113,10 @@ def learning_rate(study: Study, runs: pd.DataFrame) -> list[str]:
     best, second = ordered.iloc[0], ordered.iloc[1]
     theirs = max(paper.SWEEP, key=paper.SWEEP.get)
     agree = "as in the study" if np.isclose(best["lr"], theirs) else f"where the study's best is {theirs:g}"
+    study_sweep = (
+        "The study's sweep is of another network and measure: its notebook trained k=7, p=4 with Adam, and printed the "
+        "best test accuracy of any epoch."
+    )
     used = "use that rate" if np.isclose(best["lr"], study.base.lr) else f"use {study.base.lr:g} instead"
     seeds = _doubt(min(best["n"], second["n"]))
     lead = best["ours"] - second["ours"]
@@ -110,6 +124,7 @@ def learning_rate(study: Study, runs: pd.DataFrame) -> list[str]:
         f"Of {len(table)} learning rates, {best['lr']:g} ends highest, {agree}: {best['ours']:.2f} % on the "
         f"{best['images']} images (n={best['n']}), {lead:.2f} points above {second['lr']:g}.{seeds}",
         f"The other runs here {used}.",
+        study_sweep,
     ]
 
 
@@ -176,17 +191,12 @@ def _certainty(runs: pd.DataFrame, ours: pd.DataFrame, steps: pd.DataFrame, sign
     said = []
     if trend.n == 1:
         said.append("With one seed, seed noise is not ruled out for any step.")
-        if ordered and trend.levels >= 3:
-            said.append(
-                f"{trend.levels} settings that do not differ at all would come out in this order once in "
-                f"{round(1 / trend.smallest_p)}."
-            )
-        apart = steps[steps["images_p"] < 0.05]
+        apart = steps[stats.holm(steps["images_p"]) < 0.05]
         if steps["images_p"].notna().any():
             named = f"({', '.join(apart['step'])})" if len(apart) else ""
             said.append(
-                f"The two networks of a step differ on these test images by more than chance (McNemar, p < 0.05) in "
-                f"{len(apart)} of {_count(len(steps), 'step')} {named}".rstrip()
+                f"The two networks of a step differ on these test images by more than chance (McNemar, p < 0.05 after "
+                f"Holm) in {len(apart)} of {_count(len(steps), 'step')} {named}".rstrip()
                 + "; that holds for these networks, not for the next seed's."
             )
         return said
@@ -237,6 +247,10 @@ def comparison(runs: pd.DataFrame) -> list[str]:
     alike, pairs = stats.same_order(table["ours"], table["original"])
     if pairs:
         said.append(f"{alike} of {pairs} pairs of configurations are ordered as in the original.")
+    said.append(
+        "The original's figures are as the study quotes them; other readings of its table that reached us differ by up "
+        f"to {paper.other_readings():.2f} points."
+    )
     return said
 
 
@@ -257,7 +271,10 @@ def selection(runs: pd.DataFrame) -> list[str]:
     theirs = (table["study_best_on_test"] - table["study_last_epoch"]).dropna()
     said = []
     if len(gains):
-        said.append(f"Against the last epoch, the selected epoch changes test accuracy by {_range(gains)} points.")
+        said.append(
+            f"Against the last epoch, the selected epoch changes test accuracy by {_range(gains)} points in these "
+            "settings."
+        )
     leaks = (table["best_on_test"] - table["last_epoch"]).dropna()
     if len(leaks):
         said.append(
@@ -268,7 +285,7 @@ def selection(runs: pd.DataFrame) -> list[str]:
             "No run here looked at the test set every epoch, so what that leak would be worth is not known; "
             "`select: best_test` in a file of `params/studies/` records it."
         )
-    return [*said, f"In the study's own notebooks it was worth {_range(theirs)} points."]
+    return [*said, f"In the study's own notebooks, which printed that best, it was worth {_range(theirs)} points."]
 
 
 # Compute, provenance, limits
@@ -299,27 +316,42 @@ def compute(runs: pd.DataFrame) -> list[str]:
 
 def speed(bench: dict | None) -> list[str]:
     """How much faster than PyTorch the native layers are on the machine of `make bench`, and what k and p cost."""
-    table = tables.speed(bench).dropna() if bench else pd.DataFrame()
+    table = tables.speed(bench) if bench else pd.DataFrame()
+    table = table[table["over_default"].notna() & table["over_tuned"].notna()] if len(table) else table
     if table.empty:
         return ["`make bench` measures that on this machine."] if bench is None else []
-    where = f"On {bench['environment']['cpu']}, {bench['threads']} threads, whole training steps of"
-    default, tuned = _factors(table["over_default"]), _factors(table["over_tuned"])
+    tuned = ", ".join(f"`{name}`" for name in dict.fromkeys(table["tuned"]))
     said = [
-        f"{where} {_count(len(table), 'network')} ran {default} times as fast as with PyTorch's "
-        f"defaults, and {tuned} times as fast as with the best of channels_last, bfloat16 and torch.compile.",
+        f"On {bench['environment']['cpu']}, {bench['threads']} threads, whole training steps of "
+        f"{_count(len(table), 'network')} ran {_factors(table['over_default'])} times as fast as with PyTorch's "
+        f"defaults, and {_factors(table['over_tuned'])} times as fast as with the fastest of what PyTorch has to tune "
+        f"there ({tuned}).",
     ]
-    sizes = table[table["network"].str.startswith("256/8")].set_index(["kernel", "patch"])["native_images"]
-    for what, (one, other) in {"kernel": ((3, 1), (9, 1)), "patch": ((9, 1), (9, 4))}.items():
-        if one in sizes and other in sizes:
-            size = {"kernel": lambda pair: f"k={pair[0]}", "patch": lambda pair: f"p={pair[1]}"}[what]
+    alike = table[["float32_over_default", "float32_over_tuned"]].dropna()
+    if len(alike) and (table["native"] == "bfloat16").any():
+        said.append(
+            f"Some of that is bfloat16; with float32 on both sides it is {_factors(alike['float32_over_default'])} and "
+            f"{_factors(alike['float32_over_tuned'])}."
+        )
+    whole = table[table["network"].str.startswith("256/8")].set_index(["kernel", "patch"])
+    for size, (one, other) in {"k": ((3, 1), (9, 1)), "p": ((9, 1), (9, 4))}.items():
+        if one in whole.index and other in whole.index:
+            ratios = whole.loc[other] / whole.loc[one, ["default_images", "tuned_images", "native_images"]]
+            low, high = (pair["kp".index(size)] for pair in (one, other))
             said.append(
-                f"At 256/8 {size(other)} trains {sizes[other]:.0f} images a second, {size(one)} {sizes[one]:.0f}: "
-                f"{sizes[other] / sizes[one]:.2f} times as many."
+                f"At 256/8 {size}={high} trains {_times(ratios['default_images'])} as many images a second as "
+                f"{size}={low} with PyTorch's defaults, {_times(ratios['tuned_images'])} with PyTorch tuned and "
+                f"{_times(ratios['native_images'])} with the native layers."
             )
     for line in bench["epochs"]:
         # A difference of two measurements: where there is next to nothing it may come out below nothing.
-        share = f"{100 * line['data_share']:.1f} %" if line["data_share"] > 0 else "nothing that could be measured"
-        said.append(f"Of an epoch of {line['name']}, augmentation, mixing and loading take {share}.")
+        share = 100 * line["data_share"]
+        found = (
+            f"take {share:.1f} %."
+            if share > 0
+            else f"are lost in the noise: the epoch came out {-share:.1f} % faster than its steps alone."
+        )
+        said.append(f"Of an epoch of {line['name']}, augmentation, mixing and loading {found}")
     return said
 
 
@@ -361,13 +393,15 @@ def limits(study: Study, runs: pd.DataFrame) -> list[str]:
     done = runs[runs["status"] == "done"]
     said = []
     n = int(min((len(cells.by_seed(runs, s)) for names in done["settings"] for s in names), default=0))
-    near = min(paper.SEED_NOISE, key=lambda epochs: abs(epochs - study.base.epochs))
+    passes = study.base.epochs * (study.base.train_size or TRAIN_IMAGES - study.base.val_size) / TRAIN_IMAGES
+    near = min(paper.SEED_NOISE, key=lambda epochs: abs(epochs - passes))
     noise = paper.SEED_NOISE[near]
+    more = "; these runs see fewer images, and more noise is to be expected" if passes < near else ""
     if n == 1:
         said.append(
             f"Seeds: where a setting has only one, it has no interval and no error bar. For scale, another CIFAR-10 "
             f"network varied with the seed by a standard deviation of {noise:.2f} points after {near} epochs (Jordan, "
-            f"arXiv 2304.01910), which is {noise * 2**0.5:.2f} for the difference of two runs."
+            f"arXiv 2304.01910), which is {noise * 2**0.5:.2f} for the difference of two runs{more}."
         )
     elif n > 1:
         said.append(

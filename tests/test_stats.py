@@ -4,6 +4,7 @@ import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 
@@ -91,3 +92,11 @@ def test_mcnemar_is_the_sign_test_of_discordant_images():
 def test_same_order_counts_pairs():
     assert stats.same_order([1, 2, 3, 4], [10, 20, 40, 30]) == (5, 6)
     assert stats.same_order([1, 1, 3], [1, 2, 3]) == (2, 2)
+
+
+def test_holm_by_hand():
+    p = pd.Series([0.03, np.nan, 0.01, 0.04])
+    assert stats.holm(p).tolist()[2] == pytest.approx(0.03)
+    assert stats.holm(p).tolist()[0] == pytest.approx(0.06)
+    assert stats.holm(p).tolist()[3] == pytest.approx(0.06)  # never below a smaller one's
+    assert np.isnan(stats.holm(p)[1])

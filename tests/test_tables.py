@@ -213,7 +213,7 @@ def test_numbers_in_sentences_are_those_of_the_tables(home):
     runs = runs_of(study)
     row = tables.baseline(runs).iloc[0]
     assert f"{row['ours']:.2f} ± {row['half']:.2f} % (n=3)" in words.baseline(runs)[0]
-    best = max(words.learning_rate(study, runs), key=len)
+    best = words.learning_rate(study, runs)[0]
     assert best.startswith("Of 3 learning rates, 0.001 ends highest, as in the study")
     parameters = set(tables.overrides(study)["parameter"])
     assert parameters == {"dim", "depth", "epochs"}
@@ -226,7 +226,9 @@ def test_what_may_be_compared_depends_on_the_budget(home):
     assert "ConvMixer-64/4 instead of 256/8" in small and "12 epochs instead of 30" in small
     written = " ".join(words.comparable(made.plan("written", dim=256, depth=8, epochs=30)))
     assert written.startswith("Every parameter is as the paper writes it.")
-    assert "not the experiment of the study" not in written and "30 epochs instead of 200" in written
+    assert "not the experiment of the study" not in written and "30 epochs instead of 200, another recipe" in written
+    other = " ".join(words.comparable(made.plan("other", dim=256, depth=8, epochs=30, lr=0.01)))
+    assert "not the experiment of the study: another recipe." in other
 
 
 def test_a_corrupt_record_is_named_and_the_rest_still_shows(home):
@@ -244,6 +246,8 @@ def test_speed_compares_the_fastest_of_each_and_leaves_out_what_did_not_run():
     table = tables.speed(made.bench(default=3, channels_last=9, ours=36))
     assert table.loc[0, ["default_images", "tuned_images", "native_images", "native_mb"]].tolist() == [3, 9, 36, 100]
     assert ">k<" not in show.html_table(table)  # the network's name says it
+    assert (table["tuned"][0], table["native"][0]) == ("channels_last", "bfloat16")
+    assert np.isnan(table["float32_over_default"][0])  # ours in float32 is not in this bench
     bench = made.bench(default=3, channels_last=9, ours=36)
     bench["networks"][0] |= {"ours": None, "over_default": None, "share_of_bound": None}
     assert np.isnan(tables.speed(bench).loc[0, "native_images"])
@@ -267,5 +271,5 @@ def test_speed_in_words_names_the_machine_and_says_what_measures_it():
     assert data == "Of an epoch of 256/8 k=9 p=4, augmentation, mixing and loading take 3.1 %."
     bench = made.bench(default=3, channels_last=9, ours=36)
     bench["epochs"][0]["data_share"] = -0.02
-    assert words.speed(bench)[-1].endswith(" take nothing that could be measured.")
+    assert words.speed(bench)[-1].endswith(" the epoch came out 2.0 % faster than its steps alone.")
     assert sentence.startswith("On a processor, 2 threads, whole training steps of 1 network ran 12.0 times as fast")
