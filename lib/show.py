@@ -37,18 +37,18 @@ COLUMNS = {
     "peak_memory_mb": ("peak memory of the process (MB)", "{:,.0f}"), "parameters": ("parameters", "{:,.0f}"),
     "forward_macs": ("forward MMACs", "mega"), "published": ("published elsewhere (%)", "{}"),
     "network": ("network", "{}"), "default_images": ("PyTorch (images/s)", "{:.1f}"),
-    "tuned_images": ("PyTorch, tuned (images/s)", "{:.1f}"), "native_images": ("native layers (images/s)", "{:.1f}"),
-    "tuned": ("tuned by", "{}"), "native": ("native type", "{}"),
+    "tuned_images": ("tuned (images/s)", "{:.1f}"), "native_images": ("native (images/s)", "{:.1f}"),
+    "native": ("type", "{}"),
     "over_default": ("over PyTorch", "{:.1f} ×"), "over_tuned": ("over tuned", "{:.1f} ×"),
     "bound_share": ("of the bound", "{:.0%}"), "default_mb": ("PyTorch (MB)", "{:,.0f}"),
-    "tuned_mb": ("tuned (MB)", "{:,.0f}"), "native_mb": ("native layers (MB)", "{:,.0f}"),
+    "tuned_mb": ("tuned (MB)", "{:,.0f}"), "native_mb": ("native (MB)", "{:,.0f}"),
     "parameter": ("parameter", "{}"), "as_written": ("the paper as written", "{}"), "here": ("here", "{}"),
     "fact": ("fact", "{}"), "value": ("value", "{}"), "runs": ("runs", "{}"),
     "status": ("status", "{}"), "reason": ("reason", "{}"),
 }  # fmt: skip
 OPTIONAL = ("p", "smallest_p", "images_p", "reason", "published")  # left out of the page where they are empty
 WORDS = ("part", "run", "network", "images", "settings", "setting", "step", "status", "reason", "parameter",
-         "tuned", "native", "as_written", "here", "fact", "value", "published", "train_batch",
+         "native", "as_written", "here", "fact", "value", "published", "train_batch",
          "test_batch")  # fmt: skip
 SHORT = ("part", "run", "network", "images", "setting", "step", "fact", "parameter")  # never broken over two lines
 

@@ -324,7 +324,7 @@ def speed(bench: dict | None) -> list[str]:
     said = [
         f"On {bench['environment']['cpu']}, {bench['threads']} threads, whole training steps of "
         f"{_count(len(table), 'network')} ran {_factors(table['over_default'])} times as fast as with PyTorch's "
-        f"defaults, and {_factors(table['over_tuned'])} times as fast as with the fastest of what PyTorch has to tune "
+        f"defaults, and {_factors(table['over_tuned'])} times as fast as with the fastest of PyTorch's own options "
         f"there ({tuned}).",
     ]
     alike = table[["float32_over_default", "float32_over_tuned"]].dropna()
