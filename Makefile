@@ -60,8 +60,9 @@ bench: $(READY)
 readme: $(READY)
 	@CONVMIXER_REPORTS=reports/published $(BIN)/python -m lib.readme
 
+# In a container one is often root, which Jupyter refuses unless told.
 lab: $(READY)
-	@$(BIN)/jupyter lab --notebook-dir=. notebooks/train.ipynb
+	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=. notebooks/train.ipynb
 
 clean:
 	@rm -rf .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -28,7 +28,7 @@ from lib.records import span
 from lib.study import ROOT, Run, Study, base_params, load, names
 
 NOTEBOOK = ROOT / "notebooks" / "train.ipynb"
-STARTING = 8  # seconds that papermill, a kernel and its imports take before a run trains
+STARTING = 14  # seconds that papermill, a kernel and its imports take before a run trains
 
 
 def main(arguments: list[str] | None = None) -> int:
