@@ -51,7 +51,7 @@ def execute(study: str, output: Path):
     try:
         return papermill.execute_notebook(
             NOTEBOOK, output, {"study": study}, kernel_name="python3", progress_bar=False, cwd=NOTEBOOK.parent,
-            extra_arguments=["--log-level=ERROR"],  # the kernel would warn of its unencrypted local sockets
+            extra_arguments=["--log-level=CRITICAL"],  # of unencrypted sockets, and of being interrupted when it ends
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         where = f"cell {error.exec_count} of {NOTEBOOK.relative_to(ROOT)}"
