@@ -46,7 +46,7 @@ class Network:
         return depthwise, products
 
 
-def networks() -> dict[str, Network]:
+def all_networks() -> dict[str, Network]:
     """All lines of the table by name: the paper's ablations, and the ends of those of the small studies."""
     asked = [("paper", kernel, 1) for kernel in (3, 5, 7, 9)] + [("paper", 9, patch) for patch in (2, 4)]
     asked += [(name, 9, patch) for name in ("laptop", "quick") for patch in (1, 4)]
@@ -251,6 +251,13 @@ def alone(target, pipe: Connection, *arguments) -> None:
     target(pipe, *arguments)
 
 
+def in_float32(results: dict[str, dict]) -> dict[str, dict]:
+    """Those of a network's variants that work in float32."""
+    bfloat16 = {name for name, (autocast, _) in TUNED.items() if autocast}
+    bfloat16 |= {name for name, dtype in OURS.items() if dtype == "bfloat16"}
+    return {name: result for name, result in results.items() if name not in bfloat16}
+
+
 def ask(pipe: Connection, word: str):
     pipe.send(word)
     return pipe.recv()
@@ -277,9 +284,9 @@ def measure(network: Network, variants: list[str], rounds: int, machine: Connect
         for number in range(rounds):
             speeds.append(ask(machine, "measure"))
             for variant, pipe in pipes.items():
+                if "failed" in results[variant]:
+                    continue
                 with survived(variant):
-                    if "failed" in results[variant]:
-                        continue
                     turns[variant, "train"].append(ask(pipe, "train"))
                     if number < 3:
                         turns[variant, "evaluate"].append(ask(pipe, "evaluate"))
@@ -410,14 +417,10 @@ def main(arguments: list[str] | None = None) -> None:
         "--no-compile", action="store_true", help="without torch.compile, which takes a minute to start"
     )
     parser.add_argument("--rounds", type=int, help="turns of each variant (default 7, quick 3)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="default: reports/bench/bench.json, which the report shows; of a part "
-        "of the table: reports/bench/part.json, which it does not",
-    )
+    parser.add_argument("--out", type=Path, help="default: reports/bench/bench.json; of a part of the table part.json, "
+                        "which the report does not show")  # fmt: skip
     options = parser.parse_args(arguments)
-    lines = networks()
+    lines = all_networks()
     small = [name for name, line in lines.items() if name.startswith("laptop") and line.patch == 4]
     wanted = options.only or (small if options.quick else list(lines))
     if unknown := set(wanted) - set(lines):
@@ -437,6 +440,7 @@ def main(arguments: list[str] | None = None) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     records.write_json(out, record)
     print(table(record))
+    print(f"\nwritten to {study.shown(out)}")
 
 
 if __name__ == "__main__":

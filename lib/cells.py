@@ -35,7 +35,7 @@ def _parameters(row) -> dict:
 
 def _sources(row) -> dict:
     same = {name: row.record.get(name) for name in ("data_digest", "numerics", "train_images")}
-    # Where a machine has no bfloat16 a run says so; records from before that have nothing to say.
+    # The type that the run worked in; records from before this was kept worked in the one that was asked for.
     return {**same, "dtype": row.record["environment"].get("dtype", row.params["dtype"])}
 
 

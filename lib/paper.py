@@ -59,11 +59,14 @@ ORIGINAL = tuple(
     )
 )  # fmt: skip
 
-# Figures for the same configurations that reached us through others: no table uses them, `other_readings` does.
-SECOND_HAND = (
+# Other readings of the original's Table 4 than the study's, and other runs of its configurations: in no table.
+READINGS = (
     Figure(5, 1, 95.11, "second-hand: another reading of the original's Table 4"),
     Figure(7, 1, 95.72, "second-hand: another reading of the original's Table 4"),
     Figure(9, 2, 95.08, "second-hand: another reading of the original's Table 4"),
+)
+SECOND_HAND = (
+    *READINGS,
     Figure(9, 1, 96.03, "second-hand: locuslab/convmixer, issue 15, weight decay 0.01"),
     Figure(9, 1, 95.89, "second-hand: locuslab/convmixer, issue 15, a user's rerun"),
 )
@@ -110,8 +113,7 @@ def original(kernel: int, patch: int) -> Figure | None:
 
 def other_readings() -> float:
     """How far (points) other readings of the original's table are from those that the study quotes, at most."""
-    readings = [figure for figure in SECOND_HAND if "Table 4" in figure.source]
-    return max(abs(figure.accuracy - original(figure.kernel, figure.patch).accuracy) for figure in readings)
+    return max(abs(figure.accuracy - original(figure.kernel, figure.patch).accuracy) for figure in READINGS)
 
 
 def printed(setting: str) -> Figure | None:
@@ -129,10 +131,10 @@ def context(kernel: int, patch: int) -> tuple[Figure, ...]:
     return tuple(figure for figure in CONTEXT if (figure.kernel, figure.patch) == (kernel, patch))
 
 
-def baselines() -> tuple[float, ...]:
-    """The different figures (%) that the study prints for its one baseline configuration, ascending."""
+def all_printed(kernel: int, patch: int) -> tuple[float, ...]:
+    """The different figures (%) that the study prints for one configuration, ascending; three for the baseline."""
     figures = (BASELINE, *KERNEL, *PATCH, *OVERALL.values())
-    return tuple(sorted({figure.accuracy for figure in figures if (figure.kernel, figure.patch) == (9, 1)}))
+    return tuple(sorted({figure.accuracy for figure in figures if (figure.kernel, figure.patch) == (kernel, patch)}))
 
 
 def _find(figures: tuple[Figure, ...], kernel: int, patch: int) -> Figure | None:

@@ -25,9 +25,7 @@ def block() -> str:
     ]
     for row in both.itertuples():
         ours = f"{row.ours:.2f}" if row.n else row.status
-        theirs = f"{row.study:.2f}"
-        if (row.kernel, row.patch) == (9, 1):
-            theirs = " / ".join(f"{figure:.2f}" for figure in paper.baselines())
+        theirs = " / ".join(f"{figure:.2f}" for figure in paper.all_printed(row.kernel, row.patch))
         lines.append(f"| k={row.kernel}, p={row.patch} | {ours} | {row.n} | {theirs} | {row.original:.2f} |")
     said = [study.purpose, *words.budget(study), *words.comparable(study)]
     bench = records.read_bench()

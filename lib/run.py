@@ -168,9 +168,8 @@ def announce(p: Params) -> str:
     if (folder / records.RESULT).exists() and not p.force:
         return f"{name}; there is a record of it"
     recipe(p)
-    try:
-        seconds = estimate(p)
-    except (RuntimeError, MemoryError):  # too large for the memory here, most likely: the run will say what to do
+    seconds = estimate(p)
+    if seconds is None:
         return f"{name}; how long it takes here could not be measured"
     text = f"{name}; about {span(seconds)} here on {pick_device(p.device)} if nothing else runs"
     if seconds > 1800:

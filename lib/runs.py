@@ -23,9 +23,9 @@ import yaml
 from lib import records
 from lib.download import DataError, cifar10
 from lib.owner import claim, holder
-from lib.params import ParameterError, Params, run_name
+from lib.params import ParameterError, Params
 from lib.records import span
-from lib.study import ROOT, Run, Study, base_params, load, names
+from lib.study import ROOT, Run, Study, load, names
 
 NOTEBOOK = ROOT / "notebooks" / "train.ipynb"
 STARTING = 14  # seconds that papermill, a kernel and its imports take before a run trains
@@ -190,31 +190,33 @@ def announce(study: Study, todo: list[Run], jobs: int) -> str:
             p = run.params
             kind = tuple({**p.computed(), "seed": 0, "lr": 0}.values())
             if kind not in whole:
-                whole[kind] = aside.submit(measured, p).result()
+                try:
+                    whole[kind] = aside.submit(measured, run).result()
+                except concurrent.futures.BrokenExecutor:  # killed for want of memory: the run will say so itself
+                    whole[kind] = None
             if whole[kind] is not None:
                 seconds.append(whole[kind] * (1 - epochs_done[run.name] / p.epochs) + STARTING)
     unknown = len(todo) - len(seconds)
-    time = f"about {span(sum(seconds) / jobs)} in all" if seconds else "in a time that could not be measured"
+    about = f"about {span(sum(seconds) / jobs)} in all" if seconds else "in a time that could not be measured"
     without = f" without {unknown} of them, whose time could not be measured" if seconds and unknown else ""
     names = ", ".join(run.name for run in todo)
-    return f"{len(todo)} of {len(study.runs)} runs to train, {time}{without}: {names}"
+    return f"{len(todo)} of {len(study.runs)} runs to train, {about}{without}: {names}"
 
 
 def take_share(jobs: int) -> None:
-    """Gives this process one of several runs' share of the cores; before torch is imported."""
+    """Gives this process one of several runs' share of the cores, before torch is imported; Ctrl-C is not for it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(share(jobs))
 
 
-def measured(p: Params) -> float | None:
-    """Seconds that a run takes here, or None where that cannot be found out; ParameterError for a device not here."""
-    from lib.train import TrainingError, estimate  # imports torch, which nothing else here needs
+def measured(run: Run) -> float | None:
+    """`estimate` of a run; a device that is not here is a ParameterError, which reaches a parent without torch."""
+    from lib.train import TrainingError, estimate
 
     try:
-        return estimate(p)
+        return estimate(run.params)
     except TrainingError as error:
-        raise ParameterError(f"{run_name(p, base_params(p.study))}: {error}") from None
-    except (RuntimeError, MemoryError):  # out of memory, most likely: the run will say so itself
-        return None
+        raise ParameterError(f"{run.name}: {error}") from None
 
 
 def folder_of(study: Study, run: str) -> Path:

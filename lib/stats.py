@@ -139,15 +139,15 @@ def same_order(ours, theirs) -> tuple[int, int]:
     return sum(sign > 0 for sign in signs), sum(sign != 0 for sign in signs)
 
 
+def holm(p: pd.Series) -> pd.Series:
+    """p-values of several tests made at once, adjusted by Holm's method; NaN where a test was not made."""
+    ordered = p.dropna().sort_values()
+    return (ordered * np.arange(len(ordered), 0, -1)).cummax().clip(upper=1).reindex(p.index)
+
+
 def _finite(values) -> np.ndarray:
     """`values` as floats; a NaN among them would silently become the answer."""
     values = np.asarray(values, dtype=float)
     if not np.isfinite(values).all():
         raise ValueError("a value is not finite")
     return values
-
-
-def holm(p: pd.Series) -> pd.Series:
-    """p-values of several tests made at once, adjusted by Holm's method; NaN where a test was not made."""
-    ordered = p.dropna().sort_values()
-    return (ordered * np.arange(len(ordered), 0, -1)).cummax().clip(upper=1).reindex(p.index)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lib import cells, paper, records, stats
+from lib.bench import compare, in_float32
 from lib.params import Params
 from lib.study import Study
 
@@ -245,11 +246,8 @@ def speed(bench: dict | None) -> pd.DataFrame:
             row |= {f"{which}_{unit}": (found or {}).get(name, np.nan) for which, found in variants.items()}
         row |= {"tuned": network["tuned"], "native": (network["ours"] or "").removeprefix("ours, ")}
         row |= {name: network[name] for name in ("over_default", "over_tuned")}
-        rates = {n: found["images_per_second"] for n, found in network["variants"].items() if "failed" not in found}
-        tuned = [rate for name, rate in rates.items() if name.startswith("channels_last") and "bf16" not in name]
-        plain = {"default": rates.get("PyTorch, defaults", np.nan), "tuned": np.max(tuned, initial=0.0) or np.nan}
-        ours = rates.get("ours, float32", np.nan)
-        row |= {f"float32_over_{name}": ours / rate for name, rate in plain.items()}
+        alike = compare(in_float32(network["variants"]))
+        row |= {f"float32_{name}": alike[name] or np.nan for name in ("over_default", "over_tuned")}
         rows.append(row | {"bound_share": network["share_of_bound"]})
     return pd.DataFrame(rows)
 

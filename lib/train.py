@@ -95,20 +95,19 @@ def build(p: Params, device: torch.device) -> tuple[ConvMixer, Callable[[Tensor]
     if dtype == torch.float16 and device.type != "cuda":
         raise TrainingError(f"dtype=float16: not trained on {device.type}, give dtype=bfloat16 or float32")
     if not p.fast:
-        note = "fast=False"
+        native = "fast=False"
     elif p.compile:
-        note = "compile=True"
+        native = "compile=True"
     else:
-        note = fast.accelerate(model, dtype)
+        native = fast.accelerate(model, dtype) or True
     network = torch.compile(model) if p.compile else model
-    native = True if note is None else note
     if arithmetic(p, device, native) != p.dtype:
         dtype = torch.float32
         native += "; in float32, as PyTorch has no bfloat16 convolutions for this processor"
 
     def forward(images: Tensor) -> Tensor:
         # Exact types inside the native layers; elsewhere autocast decides, with float32 weights either way.
-        with torch.autocast(device.type, dtype, enabled=note is not None and dtype != torch.float32):
+        with torch.autocast(device.type, dtype, enabled=native is not True and dtype != torch.float32):
             return network(images).float()
 
     return model, forward, native
@@ -303,7 +302,7 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
         left = (time.perf_counter() - begun) / (epoch * steps - first_done) * (p.epochs - epoch) * steps
         say(progress_line(entry, p.epochs, left))
 
-    # The test set is used here and nowhere else, whatever the history looked like.
+    # The test set is used here and, unless select=best_test, nowhere else.
     test = last_test = measure(cifar["test_images"], cifar["test_labels"])
     selected = p.epochs
     if best is not None and best["epoch"] != p.epochs:
@@ -348,8 +347,25 @@ def progress_line(entry: dict, epochs: int, left: float) -> str:
     )
 
 
-def estimate(p: Params) -> float:
-    """Seconds that the whole run takes here, from a few real steps on small batches of noise; accurate to a third."""
+def estimate(p: Params) -> float | None:
+    """Seconds that the whole run takes here, from a few real steps on small batches of noise; accurate to a third.
+
+    None where even these fail, for want of memory most likely: the run itself will say so. TrainingError as `fit`.
+    """
+    try:
+        rate = _images_per_second(p)
+    except TrainingError:
+        raise
+    except (RuntimeError, MemoryError):
+        return None
+    n = p.train_size or 50_000 - p.val_size
+    evaluated = min(TRAIN_EVAL, n) + p.val_size + (10_000 if p.select == "best_test" else 0)
+    # A forward pass costs about a third of a step.
+    return (p.epochs * (n + evaluated / 3) + 20_000 / 3) / rate
+
+
+def _images_per_second(p: Params) -> float:
+    """The speed of training, from a few steps."""
     fast.keep_memory()
     device = pick_device(p.device)
     model, forward, _ = build(p, device)
@@ -369,8 +385,4 @@ def estimate(p: Params) -> float:
     while (seconds := step_of(size)) < 0.5 and size < p.batch_size:
         size = min(4 * size, p.batch_size)
         step_of(size)
-    rate = size / seconds
-    n = p.train_size or 50_000 - p.val_size
-    evaluated = min(TRAIN_EVAL, n) + p.val_size + (10_000 if p.select == "best_test" else 0)
-    # A forward pass costs about a third of a step.
-    return (p.epochs * (n + evaluated / 3) + 20_000 / 3) / rate
+    return size / seconds

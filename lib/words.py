@@ -12,8 +12,8 @@ from lib.params import TRAIN_IMAGES, Params
 from lib.study import Study, base_params
 
 SHAPE = ("dim", "depth", "kernel", "patch")  # what makes a network
-RECIPE = ("batch_size", "lr", "weight_decay", "schedule", "crop", "flip", "randaugment", "mixup", "cutmix", "erasing",
-          "label_smoothing")  # fmt: skip
+# What else of a run is not its recipe.
+BUDGET = ("epochs", "train_size", "val_size", "select", "seed", "dtype")
 CHOICE = {
     "last": "Reported are the weights of the last epoch; the test set is used only after training.",
     "best_val": "Reported are the weights of the epoch with the best validation accuracy; the test set is used only "
@@ -77,7 +77,7 @@ def comparable(study: Study) -> list[str]:
     """Whether the published figures are for the same network and budget; if not, what may be compared."""
     p, others = study.base, []
     said = [] if len(tables.overrides(study)) else ["Every parameter is as the paper writes it."]
-    for name, epochs, theirs in (
+    for who, epochs, theirs in (
         ("the study", paper.EPOCHS, Params()),
         ("the original", paper.ORIGINAL_EPOCHS, base_params("original")),
     ):
@@ -88,11 +88,11 @@ def comparable(study: Study) -> list[str]:
             differ.append(f"{_count(p.epochs, 'epoch')} instead of {epochs}")
         if p.train_size:
             differ.append(f"{p.train_size:,} training images instead of all")
-        if any(getattr(p, part) != getattr(theirs, part) for part in RECIPE):
+        if any(value != getattr(theirs, name) for name, value in p.computed().items() if name not in (*SHAPE, *BUDGET)):
             differ.append("another recipe")
         if differ:
-            said.append(f"This is not the experiment of {name}: {', '.join(differ)}.")
-            others.append(name)
+            said.append(f"This is not the experiment of {who}: {', '.join(differ)}.")
+            others.append(who)
     if others:
         said.append(
             f"Directions may be compared with {' and '.join(others)}; levels and sizes of steps only with this in mind."
@@ -113,10 +113,6 @@ def learning_rate(study: Study, runs: pd.DataFrame) -> list[str]:
     best, second = ordered.iloc[0], ordered.iloc[1]
     theirs = max(paper.SWEEP, key=paper.SWEEP.get)
     agree = "as in the study" if np.isclose(best["lr"], theirs) else f"where the study's best is {theirs:g}"
-    study_sweep = (
-        "The study's sweep is of another network and measure: its notebook trained k=7, p=4 with Adam, and printed the "
-        "best test accuracy of any epoch."
-    )
     used = "use that rate" if np.isclose(best["lr"], study.base.lr) else f"use {study.base.lr:g} instead"
     seeds = _doubt(min(best["n"], second["n"]))
     lead = best["ours"] - second["ours"]
@@ -124,7 +120,8 @@ def learning_rate(study: Study, runs: pd.DataFrame) -> list[str]:
         f"Of {len(table)} learning rates, {best['lr']:g} ends highest, {agree}: {best['ours']:.2f} % on the "
         f"{best['images']} images (n={best['n']}), {lead:.2f} points above {second['lr']:g}.{seeds}",
         f"The other runs here {used}.",
-        study_sweep,
+        "The study's sweep is of another network and measure: its notebook trained k=7, p=4 with Adam, and printed the "
+        "best test accuracy of any epoch.",
     ]
 
 
@@ -134,7 +131,7 @@ def baseline(runs: pd.DataFrame) -> list[str]:
     if not row["n"]:
         return []
     error = stats.binomial_error(row["ours"], paper.TEST_IMAGES)
-    printed = paper.baselines()
+    printed = paper.all_printed(9, 1)
     said = [
         f"The baseline reaches {_value(row)}: {_versus(row['ours_minus_study'])} the study's Table I, "
         f"{_versus(row['ours_minus_original'])} the original.",
@@ -178,10 +175,10 @@ def ablation(runs: pd.DataFrame, what: str) -> list[str]:
         said = [f"The order is as predicted: {expected} at every step ({seeds})."]
     else:
         said = [f"As far as there are runs to compare, the order is as predicted: {expected} ({seeds})."]
-    return said + _certainty(runs, ours, steps, sign, against.empty) + _largest(steps, len(table) - 1, sign)
+    return said + _certainty(runs, ours, steps, sign) + _largest(steps, len(table) - 1, sign)
 
 
-def _certainty(runs: pd.DataFrame, ours: pd.DataFrame, steps: pd.DataFrame, sign: int, ordered: bool) -> list[str]:
+def _certainty(runs: pd.DataFrame, ours: pd.DataFrame, steps: pd.DataFrame, sign: int) -> list[str]:
     """What the number of seeds allows to say about an order and its steps."""
     seeds = [cells.by_seed(runs, setting) for setting in ours["setting"]]
     common = sorted(set.intersection(*map(set, seeds)))

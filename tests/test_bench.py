@@ -20,14 +20,14 @@ def record() -> dict:
 def test_macs_are_counted_as_by_the_model():
     from lib.model import forward_macs
 
-    for network in bench.networks().values():
+    for network in bench.all_networks().values():
         head = network.dim * 10
         assert sum(network.macs()) + head == forward_macs(network.dim, network.depth, network.kernel, network.patch)
 
 
 def test_bound_by_hand():
     """k=9, p=1, 256/8: 4.2 GFLOP an image, 1.0 of them depthwise."""
-    network = bench.networks()["256/8 k=9 p=1"]
+    network = bench.all_networks()["256/8 k=9 p=1"]
     depthwise, products = (6e-9 * macs for macs in network.macs())
     assert depthwise == pytest.approx(1.02, abs=0.01)
     assert products == pytest.approx(3.23, abs=0.01)

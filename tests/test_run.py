@@ -174,6 +174,15 @@ def test_an_augmentation_that_cannot_be_parsed_is_refused_before_anything_is_wri
     assert not reports.exists()
 
 
+def test_an_announcement_refuses_what_cannot_be_and_does_without_a_time(reports, tiny, monkeypatch):
+    monkeypatch.setattr(train, "_images_per_second", lambda p: run.torch.empty(2**60))  # more than there is
+    assert run.announce(tiny()).endswith("; how long it takes here could not be measured")
+    monkeypatch.undo()
+    monkeypatch.setattr(run.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(TrainingError, match="device=cuda: there is none here"):
+        run.announce(tiny(device="cuda"))
+
+
 def test_the_announcement_says_how_long_and_how_to_ask_for_less(reports, tiny, monkeypatch):
     assert "about " in run.announce(tiny()) and "Smaller" not in run.announce(tiny())
     monkeypatch.setattr(run, "estimate", lambda p: 40_000)

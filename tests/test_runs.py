@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import json
+import os
 import re
+import signal
 import subprocess
 
 import nbformat
@@ -169,6 +171,18 @@ def test_the_time_is_measured_aside_and_said_where_it_could_not_be(monkeypatch, 
     monkeypatch.setattr(Aside, "answers", [100.0, None])
     text = runs.announce(study, list(study.runs), 1)
     assert "about 2 min in all without 1 of them, whose time could not be measured: " in text
+
+
+def killed(run):
+    """In the place of `measured`: the system kills the process that measures."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_measurement_that_is_killed_stops_nothing(monkeypatch, tmp_path):
+    made.place(monkeypatch, tmp_path)
+    study = made.plan(settings=["kernel-3", "kernel-9"])
+    monkeypatch.setattr(runs, "measured", killed)
+    assert "2 of 2 runs to train, in a time that could not be measured: " in runs.announce(study, list(study.runs), 1)
 
 
 class Aside(concurrent.futures.Executor):

@@ -1,11 +1,13 @@
 """The loop: the same seed gives the same bits, the schedules are the published ones, selection does what it says."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from lib import records, train
+from lib import checkpoint, records, train
 from lib import study as studies
 from lib.checkpoint import CheckpointError
 from lib.model import ConvMixer
@@ -62,6 +64,17 @@ def test_a_checkpoint_of_another_arithmetic_is_refused(tmp_path, cifar, tiny, mo
     monkeypatch.setattr(train, "has_bfloat16", lambda device: False)
     with pytest.raises(CheckpointError, match="begun in bfloat16, here it would go on in float32"):
         fit(p, cifar, tmp_path / "run", say=lambda _: None)
+
+
+def test_writing_a_checkpoint_is_not_counted_as_training(tmp_path, cifar, tiny, monkeypatch):
+    """images_per_second is of training alone; the run's seconds hold the writing too."""
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda *arguments: (time.sleep(0.3), save(*arguments)))
+    p = tiny(checkpoint_minutes=1e-9)
+    result = trained(p, cifar, tmp_path / "run")
+    assert result.seconds > 0.3 * (result.checkpoints - 1)
+    assert result.checkpoints == 10
+    assert all(p.train_size / entry["images_per_second"] < 0.9 for entry in result.history)
 
 
 def test_native_and_plain_layers_learn_alike_within_the_noise_between_seeds(tmp_path, cifar):
