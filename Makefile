@@ -6,12 +6,13 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DELETE_ON_ERROR:
-.PHONY: help setup data report runs status bench test test-faults readme lab clean
+.PHONY: help setup data report runs status import bench test test-faults readme lab clean
 
 help:
 	@echo "make report [STUDY=quick] [JOBS=1]  train what is missing of a study, build reports/STUDY/index.html"
 	@echo "make runs   [STUDY=quick] [JOBS=1]  only train; stopped runs go on, finished ones are skipped"
 	@echo "make status [STUDY=quick]           how far each run of a study is"
+	@echo "make import FROM=folder             take finished runs from another machine's or clone's reports/"
 	@echo "make test                           the tests"
 	@echo "make test-faults                    kills, full disks, bad input: a line a fault; half an hour"
 	@echo "make bench                          how fast training is here, against plain PyTorch"
@@ -45,6 +46,9 @@ report: $(READY)
 
 status: $(READY)
 	@$(BIN)/python -m lib.runs $(STUDY) --status
+
+import: $(READY)
+	@$(BIN)/python -m lib.collect "$(FROM)"
 
 # Files side by side: most of a test of the whole pipeline is one core's imports.
 test: $(READY) data

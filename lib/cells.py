@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 
 from lib import paper
-from lib.params import differences
+from lib.params import UserError, differences
 
 PUBLISHED = {"kernel": paper.KERNELS, "patch": paper.PATCHES}
 
 
-class MixedRuns(ValueError):
+class MixedRuns(UserError):
     """Runs of one cell that differ in more than the seed: one line that names them and what differs."""
 
 

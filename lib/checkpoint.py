@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
+from lib.params import UserError
 from lib.records import CHECKPOINT, RESULT, write_bytes
 
 FORMAT = b"convmixer-cifar10 checkpoint 1\n"
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used: one line that names the file."""
+class CheckpointError(UserError):
+    """A checkpoint that cannot be used; names the file."""
 
 
 def previous(folder: Path) -> Path:

@@ -13,9 +13,10 @@ from lib.download import Arrays
 from lib.params import ParameterError, Params
 from lib.records import CLASSES
 
-# Per channel, over all pixels of the 50,000 training images, of values in 0..1.
+# Per channel, over the 50,000 training images, of values in 0..1: the mean; the standard deviation of all pixels; and
+# the mean of the images' own deviations, which much code in circulation (the paper's notebooks too) divides by.
 MEAN = (0.49139968, 0.48215841, 0.44653091)
-STD = (0.24703223, 0.24348513, 0.26158784)
+STD = {"pixels": (0.24703223, 0.24348513, 0.26158784), "images": (0.2023, 0.1994, 0.2010)}
 
 
 def split(labels: np.ndarray, val_size: int, train_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,22 +79,19 @@ class _Batches(Dataset):
         return as_images(self.augment.batch(self.plan, rows)), torch.from_numpy(self.labels[rows].astype(np.int64))
 
 
-def plain_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches for evaluation, in order and without augmentation, shaped as those of `batches`."""
+def plain_batches(images: np.ndarray, batch_size: int, std: str = "pixels") -> Iterator[Tensor]:
+    """Images (N, 32, 32, 3), uint8, in order and without augmentation, as batches (B, 3, 32, 32) for evaluation."""
     for first in range(0, len(images), batch_size):
-        part = slice(first, first + batch_size)
-        yield (
-            as_images(normalise(images[part], MEAN, STD)),
-            torch.from_numpy(labels[part].astype(np.int64)),
-        )
+        yield as_images(normalise(images[first : first + batch_size], MEAN, STD[std]))
 
 
 def preview(p: Params, cifar: Arrays, epochs: int, count: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """The first training images as they are, (count, 32, 32, 3), and augmented, (epochs, count, 32, 32, 3), in 0..1."""
     images = cifar["train_images"][:count]
-    augment = Augment(images, recipe(p), p.seed, MEAN, STD)
+    std = STD[p.std]
+    augment = Augment(images, recipe(p), p.seed, MEAN, std)
     shown = np.stack([augment.batch(augment.plan(epoch), np.arange(count)) for epoch in range(epochs)])
-    return images / 255, np.clip(shown * STD + MEAN, 0, 1)
+    return images / 255, np.clip(shown * std + MEAN, 0, 1)
 
 
 def as_images(batch: np.ndarray) -> Tensor:

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from lib.params import UserError
 from lib.study import ROOT
 
 COPY = "cifar-10.npz"
@@ -56,7 +57,7 @@ SLOWEST = 1800  # seconds for a whole source
 Arrays = dict[str, np.ndarray]
 
 
-class DataError(RuntimeError):
+class DataError(UserError):
     """CIFAR-10 cannot be had or is not what it should be: says which file, and what to do."""
 
 

@@ -1,20 +1,23 @@
-"""A trained network to look into: its weights, what it says of images. For notebooks/explore.ipynb."""
+"""A trained network to look into: its weights, what it sees, what it says of images."""
 
 import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
 from PIL import Image, ImageOps
+from torch import nn
 
 from lib import records
-from lib.augment import normalise
-from lib.data import MEAN, STD, as_images
+from lib.data import plain_batches
 from lib.download import cifar10  # noqa: F401  the notebook's
-from lib.model import ConvMixer
+from lib.model import ConvMixer, network
+from lib.params import Params
 from lib.records import CLASSES, RecordError
 
+SEEN = 256  # test images over which a receptive field is averaged
 
-def trained(study: str, name: str) -> tuple[dict, ConvMixer]:
+
+def trained(study: str, name: str) -> tuple[dict, nn.Module]:
     """A finished run's record and its model in evaluation mode, on the CPU. RecordError says what is missing."""
     folder = records.study_folder(study) / "runs" / name
     if not (folder / records.RESULT).exists():
@@ -25,17 +28,56 @@ def trained(study: str, name: str) -> tuple[dict, ConvMixer]:
             f"{folder}: the record is there, the weights are not (git does not keep them); "
             f"move result.json away and `make runs STUDY={study}` trains the run again"
         )
-    p = record["params"]
-    model = ConvMixer(p["dim"], p["depth"], p["kernel"], p["patch"])
+    model = network(Params.of(**record["params"]))
     model.load_state_dict(safetensors.torch.load_file(folder / records.WEIGHTS))
     return record, model.eval()
 
 
+def look_inside(model: nn.Module, images: np.ndarray, std: str = "pixels") -> dict[str, np.ndarray]:
+    """What a network looks like, as small arrays, of those that its kind has.
+
+    patch_embedding (h, 3, p, p) and depthwise (blocks, h, k, k) are weights, float16; `blocks` says which blocks these
+    are, counted from 0: the first, the middle and the last. receptive_field (32, 32), float32, is the effective one
+    (Luo et al., arXiv 1701.04128): for each pixel, the mean absolute gradient of the central place's features, summed
+    over channels, over colours and the first SEEN of `images` (N, 32, 32, 3), uint8, in evaluation mode.
+    """
+    found = {"receptive_field": receptive_field(model, images[:SEEN], std)}
+    if isinstance(model, ConvMixer):
+        blocks = sorted({0, len(model.blocks) // 2, len(model.blocks) - 1})
+        kernels = torch.stack([model.blocks[i][0].fn[0].weight[:, 0] for i in blocks])  # (blocks, h, k, k)
+        found |= {"patch_embedding": _half(model.stem[0].weight), "depthwise": _half(kernels)}
+        found["blocks"] = np.array(blocks, np.uint8)
+    elif hasattr(model, "patch_embed"):  # timm's networks
+        found["patch_embedding"] = _half(model.patch_embed.proj.weight)
+    return found
+
+
+def receptive_field(model: nn.Module, images: np.ndarray, std: str = "pixels") -> np.ndarray:
+    """The effective receptive field (32, 32), float32, of the place in the middle: see look_inside."""
+    device = next(model.parameters()).device
+    total, training = 0, model.training
+    model.eval()
+    for batch in plain_batches(images, 64, std):
+        batch = batch.to(device).requires_grad_()
+        features = model.forward_features(batch)
+        if features.ndim == 3:  # a vit's tokens (B, 1 + n/p n/p, h), the class token first
+            side = round((features.shape[1] - 1) ** 0.5)
+            features = features[:, 1:].mT.unflatten(2, (side, side))
+        middle = features[:, :, features.shape[2] // 2, features.shape[3] // 2]  # (B, h)
+        (gradient,) = torch.autograd.grad(middle.float().sum(), batch)
+        total = total + gradient.abs().mean(1).sum(0)
+    model.train(training)
+    return (total / len(images)).cpu().numpy()
+
+
+def _half(weight: torch.Tensor) -> np.ndarray:
+    return weight.detach().half().cpu().numpy()
+
+
 @torch.inference_mode()
-def probabilities(model: ConvMixer, images: np.ndarray) -> np.ndarray:
+def probabilities(model: nn.Module, images: np.ndarray, std: str = "pixels") -> np.ndarray:
     """The network's probability of each class, (N, 10), for images (N, 32, 32, 3), uint8."""
-    batches = torch.split(as_images(normalise(images, MEAN, STD)), 100)
-    return torch.cat([model(batch).softmax(1) for batch in batches]).numpy()
+    return torch.cat([model(batch).softmax(1) for batch in plain_batches(images, 100, std)]).numpy()
 
 
 def picture(path: str) -> np.ndarray:

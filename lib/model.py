@@ -1,9 +1,16 @@
 """ConvMixer (Trockman & Kolter, arXiv 2201.09792) on one screen, in its words: dim h, depth d, kernel k, patch p.
 
-Parameter names follow timm's `ConvMixer`, so weights move between the two without renaming.
+Parameter names follow timm's `ConvMixer`, so weights move between the two without renaming. Below it stand the two
+networks that it is compared with.
 """
 
+import copy
+
+import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lib.params import IMAGE, Params
 
 
 class Residual(nn.Module):
@@ -42,10 +49,42 @@ class ConvMixer(nn.Module):
             nn.BatchNorm2d(dim),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor) -> Tensor:
+        """What the last block gives, (B, h, n/p, n/p); the name is timm's."""
         x = self.stem(x)  # (B, h, n/p, n/p)
-        x = self.blocks(x)  # (B, h, n/p, n/p)
-        return self.head(x.mean((2, 3)))  # (B, h) -> (B, classes)
+        return self.blocks(x)  # (B, h, n/p, n/p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.forward_features(x).mean((2, 3))  # (B, h)
+        return self.head(x)  # (B, classes)
+
+
+class CNN(nn.Sequential):
+    """The three-layer network that the paper began with, as its notebook 01 has it: images (B, 3, 32, 32) to logits."""
+
+    def __init__(self, classes: int = 10):
+        layers = []
+        for inputs, outputs in ((3, 32), (32, 64), (64, 128)):
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        head = nn.Sequential(nn.Flatten(), nn.Linear(128 * 4 * 4, 256), nn.ReLU(), nn.Linear(256, classes))
+        super().__init__(nn.Sequential(*layers), head)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """What the last pooling gives, (B, 128, 4, 4)."""
+        return self[0](x)
+
+
+def network(p: Params) -> nn.Module:
+    """The network of a run with random weights: images (B, 3, 32, 32) to logits (B, 10)."""
+    if p.arch == "convmixer":
+        return ConvMixer(p.dim, p.depth, p.kernel, p.patch)
+    if p.arch == "cnn":
+        return CNN()
+    from timm.models.vision_transformer import VisionTransformer  # timm takes seconds to import
+
+    return VisionTransformer(
+        img_size=IMAGE, patch_size=p.patch, embed_dim=p.dim, depth=p.depth, num_heads=p.dim // 16, num_classes=10
+    )
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -53,9 +92,9 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def forward_macs(dim: int, depth: int, kernel: int, patch: int, image: int = 32, classes: int = 10, channels: int = 3):
-    """Multiply-accumulates of the convolutions and the head for one image, forward."""
-    places = (image // patch) ** 2
-    stem = places * channels * patch**2 * dim
-    block = places * (kernel**2 * dim + dim**2)
-    return stem + depth * block + dim * classes
+def forward_macs(model: nn.Module, image: int = IMAGE) -> int:
+    """Multiply-accumulates of products, convolutions and attention for one image, forward, as torch counts them."""
+    shapes_only = copy.deepcopy(model).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        shapes_only(torch.empty(1, 3, image, image, device="meta"))
+    return counter.get_total_flops() // 2

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import filelock
 
+from lib.params import UserError
+
 LOCK, CLAIM, OWNER = ".lock", ".claim", ".owner"
 # Seconds for an owner to go: a kernel lives on for a moment when its papermill has been killed, and who only looks
 # whether a run is held holds it for that time.
 PATIENCE = 4
 
 
-class OwnerError(RuntimeError):
-    """A run's folder cannot be held: one line that says by whom it is, or why it cannot be written."""
+class OwnerError(UserError):
+    """A run's folder cannot be held: says by whom it is, or why it cannot be written."""
 
 
 class Locked(OwnerError):

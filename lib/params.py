@@ -19,14 +19,23 @@ NUMERICS = 1
 IMAGE = 32  # CIFAR-10 images are 32 x 32
 TRAIN_IMAGES = 50_000
 
+# Parameters that were added when there were records already, each with the value that means "as it was before". At
+# that value a parameter does not enter the fingerprint, so earlier records and checkpoints go on being valid.
+ADDED = {"arch": "convmixer", "std": "pixels"}
+
+# Parameters without a meaning for a network: they count neither in its fingerprint nor in its name.
+UNUSED = {"convmixer": (), "vit": ("kernel",), "cnn": ("kernel", "patch", "dim", "depth")}
+
 # What a study's YAML says about its runs; the notebook takes it without a complaint, since the same file is
 # given to papermill with -f.
 PLAN = ("settings", "seeds")
 
 CHOICES = {
+    "arch": tuple(UNUSED),
     "schedule": ("constant", "cosine", "triangular", "onecycle"),
     "crop": ("none", "pad", "reflect", "resized"),
     "erasing_mode": ("zero", "pixel"),
+    "std": ("pixels", "images"),
     "select": ("last", "best_val", "best_test"),
     "dtype": ("float32", "bfloat16", "float16"),
     "device": ("auto", "cpu", "cuda", "mps"),
@@ -39,8 +48,12 @@ LABELS = (
 )  # fmt: skip
 
 
-class ParameterError(ValueError):
-    """A parameter that cannot be: one line that names it and the way out."""
+class UserError(Exception):
+    """What a user can mend: its text is one line that says what is wrong and what to do. It needs no traceback."""
+
+
+class ParameterError(UserError, ValueError):
+    """An invalid parameter: the line names it and says what is allowed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +61,7 @@ class Params:
     """One run. The lines below, without their indentation, are the `parameters` cell of notebooks/train.ipynb."""
 
     # the network
+    arch: str = "convmixer"  # convmixer, cnn (the three layers that the paper began with) or vit (timm's)
     kernel: int = 9  # depthwise kernel size k
     patch: int = 1  # patch size p, divides 32
     dim: int = 256  # width h
@@ -75,6 +89,7 @@ class Params:
     mix_prob: float = 1.0  # share of batches with mixup or CutMix
     label_smoothing: float = 0.0  # share of the target spread over all classes
     # the data and the choice of the weights
+    std: str = "pixels"  # normalise by the deviation of all pixels, or by the mean deviation inside the images
     train_size: int = 0  # training images, the validation split apart; 0 for all
     val_size: int = 5000  # stratified validation split, 0 to train on all 50,000
     select: str = "best_val"  # last, best_val or best_test (the leak, labelled as one)
@@ -122,24 +137,39 @@ class Params:
 
     def computed(self) -> dict:
         """The parameters that change the result, by name."""
-        return {name: getattr(self, name) for name in TYPES if name not in LABELS}
+        without = (*LABELS, *UNUSED[self.arch])
+        return {name: getattr(self, name) for name in TYPES if name not in without}
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over every parameter that changes the result and the version of the numerics."""
-        text = json.dumps({**self.computed(), "numerics": NUMERICS}, sort_keys=True)
+        """16 hex digits over the parameters that change the result and the version of the numerics."""
+        counted = {name: value for name, value in self.computed().items() if value != ADDED.get(name)}
+        text = json.dumps({**counted, "numerics": NUMERICS}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def unlike(self, made: dict) -> str:
+        """How a record or checkpoint (fingerprint, params, numerics) differs from this run: empty if it does not.
+
+        Else one line, with `name: its value -> ours` for each parameter that differs.
+        """
+        if made.get("fingerprint") == self.fingerprint:
+            return ""
+        ours = {**self.computed(), "numerics": NUMERICS}
+        theirs = {**ADDED, **made.get("params", {}), "numerics": made.get("numerics")}
+        return differences(ours, {name: theirs[name] for name in ours if name in theirs}) or "the fingerprint itself"
 
 
 TYPES: dict[str, type] = typing.get_type_hints(Params)
 
 
 def run_name(params: Params, base: Params) -> str:
-    """The name of a run's folder: kernel and patch, then what else differs from its study's `base`, then the seed."""
-    own, usual = params.computed(), base.computed()
-    rest = [n for n in own if n not in ("kernel", "patch", "seed") and own[n] != usual[n]]
-    words = [f"k{params.kernel}", f"p{params.patch}", *(f"{n}{_short(own[n])}" for n in rest), f"seed{params.seed}"]
-    return "-".join(words)
+    """The name of a run's folder: network, kernel, patch, what else differs from its study's `base`, and the seed."""
+    own = params.computed()
+    words = [] if params.arch == "convmixer" else [params.arch]
+    words += [f"{name[0]}{own[name]}" for name in ("kernel", "patch") if name in own]
+    named = ("arch", "kernel", "patch", "seed")
+    words += [f"{n}{_short(v)}" for n, v in own.items() if n not in named and v != getattr(base, n)]
+    return "-".join([*words, f"seed{params.seed}"])
 
 
 def differences(ours: dict, theirs: dict) -> str:
@@ -213,6 +243,7 @@ def _check(p: Params) -> None:
     for name in ("kernel", "dim", "depth", "epochs", "batch_size", "test_batch_size"):
         need(getattr(p, name) >= 1, name, "give 1 or more")
     need(p.kernel <= 2 * IMAGE - 1, "kernel", f"larger than any image needs, give 1 to {2 * IMAGE - 1}")
+    need(p.arch != "vit" or p.dim % 16 == 0, "dim", "a vit has heads of 16 channels, give a multiple of 16")
     divisors = [n for n in range(1, IMAGE + 1) if IMAGE % n == 0]
     need(p.patch in divisors, "patch", f"an image of {IMAGE} x {IMAGE} needs one of {', '.join(map(str, divisors))}")
     for name in ("lr", "eps", "checkpoint_minutes"):

@@ -1,10 +1,11 @@
 """Run folders under reports/: their names, what is written there and how it is read back as a DataFrame. No torch.
 
 reports/<study>/runs/<run>/result.json        the record; written last, so it exists exactly if the run finished
-                           predictions.npz    the selected weights' class for each of the 10,000 test images
+                           arrays.npz         logits of the 10,000 test images, what the network looks like inside
+                           weights.safetensors    the selected weights (in git for seed 0 of a published study)
                            progress.json      how far an unfinished run has come (not in git)
                            failure.json       why the last attempt stopped (not in git)
-                           checkpoint*.pt, weights.safetensors, train.ipynb (not in git)
+                           checkpoint*.pt, train.ipynb (not in git)
 """
 
 import contextlib
@@ -25,15 +26,15 @@ import numpy as np
 import pandas as pd
 
 from lib import study as studies
-from lib.params import NUMERICS, Params, differences, run_name
+from lib.params import UNUSED, Params, UserError, run_name
 from lib.study import ROOT, Study, shown
 
 # $CONVMIXER_REPORTS, from the repository's root where it is relative: another disk, or reports/published.
 REPORTS = ROOT / os.environ.get("CONVMIXER_REPORTS", "reports")
-SCHEMA = 1
+SCHEMA = 2
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # CIFAR-10's order
 
-RESULT, PREDICTIONS, PROGRESS, FAILURE = "result.json", "predictions.npz", "progress.json", "failure.json"
+RESULT, ARRAYS, PROGRESS, FAILURE = "result.json", "arrays.npz", "progress.json", "failure.json"
 PART = ".part"  # the end of a temporary file's name
 BENCH, BENCH_SCHEMA = "bench/bench.json", 2
 NOTEBOOK, WEIGHTS, CHECKPOINT = "train.ipynb", "weights.safetensors", "checkpoint.pt"
@@ -49,8 +50,8 @@ REQUIRED = {
 HISTORY = ("epoch", "lr", "loss", "train_loss", "train_acc", "seconds", "images_per_second")
 
 
-class RecordError(ValueError):
-    """A record that cannot be read or used: one line that names the file."""
+class RecordError(UserError):
+    """A record that cannot be read or used; names the file."""
 
 
 def study_folder(study: str) -> Path:
@@ -139,18 +140,30 @@ def read_result(path: Path) -> dict:
     return values
 
 
-def read_predictions(record: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and true classes (10000,), uint8, of a finished run; RecordError if they are not there or another's."""
-    path = study_folder(record["study"]) / "runs" / record["run"] / PREDICTIONS
+def read_arrays(record: dict, folder: Path | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a finished run, by name; RecordError if they are not there or not this record's.
+
+    logits (10000, 10), float16, and labels (10000,), uint8, of the test images; the others are those of
+    `explore.look_inside`. `folder`: where the record lies, if not in its own place under reports/.
+    """
+    path = (folder or study_folder(record["study"]) / "runs" / record["run"]) / ARRAYS
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            predicted, labels = arrays["predicted"], arrays["labels"]
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        found = accuracy(arrays["logits"], arrays["labels"])
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise RecordError(f"{shown(path)}: not readable ({error})") from None
     # Written before the record: a forced training that was killed in between leaves its own beside the old record.
-    if predicted.shape != labels.shape or abs(100 * (predicted == labels).mean() - record["test_acc"]) > 1e-9:
-        raise RecordError(f"{shown(path)}: not the predictions of the record beside it; train the run again")
-    return predicted, labels
+    if abs(found - record["test_acc"]) > 1e-9:
+        raise RecordError(f"{shown(path)}: not the logits of the record beside it; train the run again")
+    return arrays
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Per cent of images whose label has the largest logit (the first of equals): logits (N, classes), labels (N,)."""
+    if logits.ndim != 2 or len(logits) != len(labels):
+        raise ValueError(f"logits {logits.shape} and labels {labels.shape} do not belong together")
+    return 100 * int((logits.argmax(1) == labels).sum()) / len(labels)
 
 
 def _impossible(values: dict) -> str:
@@ -179,10 +192,10 @@ def _number(value) -> bool:
 def load(study: Study) -> pd.DataFrame:
     """Every run of a study, one row each, in the study's order: finished or not, none left out.
 
-    Columns: run, settings (tuple), seed, kernel, patch, lr, epochs, params (a dict), fingerprint, status, reason,
-    epoch (the last finished one), and of finished runs record (the whole dict) with test_acc, test_loss,
-    last_test_acc, val_acc (of the selected epoch; accuracies in per cent), seconds, images_per_second,
-    peak_memory_mb, parameters, forward_macs.
+    Columns: run, settings (tuple), seed, arch, kernel and patch (NaN where the network has none), lr, epochs, params (a
+    dict), fingerprint, status, reason, epoch (the last finished one), and of finished runs record (the whole dict)
+    with test_acc, test_loss, last_test_acc, val_acc (of the selected epoch; accuracies in per cent), seconds,
+    images_per_second, peak_memory_mb, parameters, forward_macs.
 
     status is done, unfinished (trained in part), failed, missing, or refused: a record that is there but cannot be
     used, because it is unreadable, incomplete or of other parameters; `reason` says why in one line.
@@ -193,8 +206,9 @@ def load(study: Study) -> pd.DataFrame:
 def _row(study: Study, run: studies.Run) -> dict:
     params, folder = run.params, study_folder(study.name) / "runs" / run.name
     row = {
-        "run": run.name, "settings": run.settings, "seed": params.seed, "kernel": params.kernel,
-        "patch": params.patch, "lr": params.lr, "epochs": params.epochs, "params": params.computed(),
+        "run": run.name, "settings": run.settings, "seed": params.seed, "arch": params.arch,
+        **{name: np.nan if name in UNUSED[params.arch] else getattr(params, name) for name in ("kernel", "patch")},
+        "lr": params.lr, "epochs": params.epochs, "params": params.computed(),
         "fingerprint": params.fingerprint, "status": "missing", "reason": "", "epoch": 0, "record": None,
     }  # fmt: skip
     numbers = ("test_acc", "test_loss", "last_test_acc", "seconds", "images_per_second", "peak_memory_mb",
@@ -226,13 +240,7 @@ def _of_this_run(path: Path, params: Params) -> dict | None:
 
 def refuse_other(record: dict, params: Params, path: Path) -> None:
     """RecordError with the differences if `record` was trained with other parameters or another version of the code."""
-    if record.get("fingerprint") != params.fingerprint:
-        ours = {**params.computed(), "numerics": NUMERICS}
-        theirs = {
-            **{n: v for n, v in record.get("params", {}).items() if n in ours},
-            "numerics": record.get("numerics"),
-        }
-        changes = differences(ours, theirs) or "the fingerprint itself"
+    if changes := params.unlike(record):
         raise RecordError(f"{shown(path)}: made with other parameters ({changes}); move its folder away to train anew")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lib import records
 from lib import study as studies
-from lib.params import ParameterError
+from lib.params import ParameterError, UserError
 from lib.study import ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "summary.ipynb"
@@ -22,7 +22,7 @@ HIDDEN = {"parameters", "injected-parameters"}  # tags of the cells that the pag
 FOLDERS = {"text/csv": ("tables", "csv"), "image/png": ("figures", "png"), "image/svg+xml": ("figures", "svg")}
 
 
-class ReportError(RuntimeError):
+class ReportError(UserError):
     """The notebook did not run to its end: one line that names the cell and the error."""
 
 

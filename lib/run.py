@@ -9,24 +9,23 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from lib import checkpoint, records
+from lib import checkpoint, explore, records
 from lib.data import recipe, split
-from lib.download import DIGEST, Arrays, DataError, cifar10
-from lib.model import count_parameters, forward_macs
-from lib.owner import OwnerError, own
-from lib.params import NUMERICS, ParameterError, Params, run_name
+from lib.download import DIGEST, Arrays, cifar10
+from lib.model import count_parameters, forward_macs, network
+from lib.owner import own
+from lib.params import NUMERICS, Params, UserError, run_name
 from lib.records import CLASSES, RecordError, span
 from lib.study import base_params
 from lib.train import Trained, TrainingError, estimate, fit, pick_device
 
-# What a user can mend: each is one line that says how, and needs no traceback.
-UserError = (ParameterError, DataError, RecordError, OwnerError, TrainingError, checkpoint.CheckpointError)
+SIZES = ("kernel", "patch", "dim", "depth")
 
 
 def run(p: Params, say: Callable[[str], None] = print) -> dict:
     """Trains a run, or goes on with it, or does nothing if it is finished; returns its record (see records.py).
 
-    Safe to call again after any interruption. Raises one of UserError, each a single line.
+    Safe to call again after any interruption. Raises UserError.
     """
     folder = records.run_folder(p)
     name = folder.name
@@ -47,7 +46,7 @@ def run(p: Params, say: Callable[[str], None] = print) -> dict:
             cifar = cifar10(p.data_dir)
             trained = fit(p, cifar, folder, lambda text: say(f"{name}  {text}"))
             record = make_record(p, cifar, trained, started)
-            write_record(folder, record, trained, cifar["test_labels"])
+            write_record(folder, record, trained, cifar)
         except (Exception, MemoryError) as error:
             error = readable(error, p, folder)
             note_failure(folder, p, error)
@@ -68,7 +67,8 @@ def finished(p: Params, folder: Path) -> dict | None:
 
 def need_room(p: Params, folder: Path) -> None:
     """TrainingError before training if the run's files would not fit on the disk."""
-    weights = 4 * (p.dim * (p.kernel**2 + p.dim + 8) * p.depth + 3 * p.patch**2 * p.dim)
+    with torch.device("meta"):
+        weights = 4 * count_parameters(network(p))
     # Weights, two moments and the best weights, in two checkpoints and a third while it is written.
     need = 20e6 + 3 * 4 * weights
     free = shutil.disk_usage(folder).free
@@ -79,7 +79,7 @@ def need_room(p: Params, folder: Path) -> None:
 def make_record(p: Params, cifar: Arrays, trained: Trained, started: str) -> dict:
     """The record of a finished run: whatever a table, a figure or a reader may ask."""
     labels = cifar["test_labels"]
-    right = trained.test["predicted"] == labels
+    right = trained.test["logits"].argmax(1) == labels
     train_rows, val_rows = split(cifar["train_labels"], p.val_size, p.train_size, p.seed)
     times = [entry["seconds"] for entry in trained.history]
     rates = [entry["images_per_second"] for entry in trained.history]
@@ -103,7 +103,7 @@ def make_record(p: Params, cifar: Arrays, trained: Trained, started: str) -> dic
         "images_per_second": float(np.median(rates)),
         "peak_memory_mb": round(trained.peak_memory_mb, 1),
         "parameters": count_parameters(trained.model),
-        "forward_macs": forward_macs(p.dim, p.depth, p.kernel, p.patch),
+        "forward_macs": forward_macs(trained.model),
         "data_digest": DIGEST,
         "train_images": len(train_rows),
         "val_images": len(val_rows),
@@ -122,11 +122,13 @@ def make_record(p: Params, cifar: Arrays, trained: Trained, started: str) -> dic
     }
 
 
-def write_record(folder: Path, record: dict, trained: Trained, labels: np.ndarray) -> None:
-    """Weights and predictions first, result.json last; then what only an unfinished run needs is taken away."""
+def write_record(folder: Path, record: dict, trained: Trained, cifar: Arrays) -> None:
+    """Weights and arrays first, result.json last; then what only an unfinished run needs is taken away."""
     weights = {name: w.contiguous().cpu() for name, w in trained.model.state_dict().items()}
     records.write_bytes(folder / records.WEIGHTS, safetensors.torch.save(weights))
-    records.write_arrays(folder / records.PREDICTIONS, {"predicted": trained.test["predicted"], "labels": labels})
+    inside = explore.look_inside(trained.model, cifar["test_images"], record["params"]["std"])
+    outputs = {"logits": trained.test["logits"], "labels": cifar["test_labels"]}
+    records.write_arrays(folder / records.ARRAYS, outputs | inside)
     records.write_json(folder / records.RESULT, record)
     (folder / records.PROGRESS).unlink(missing_ok=True)
     checkpoint.remove(folder)
@@ -162,9 +164,8 @@ def note_failure(folder: Path, p: Params, error: Exception) -> None:
 def announce(p: Params) -> str:
     """What will be trained, how long that takes on this machine, and how to ask for less."""
     folder = records.run_folder(p)
-    name = (
-        f"{p.study}/{folder.name}: ConvMixer-{p.dim}/{p.depth}, kernel {p.kernel}, patch {p.patch}, {p.epochs} epochs"
-    )
+    sizes = ", ".join(f"{name} {value}" for name, value in p.computed().items() if name in SIZES)
+    name = f"{p.study}/{folder.name}: {p.arch}{sizes and ' of '}{sizes}, {p.epochs} epochs"
     if (folder / records.RESULT).exists() and not p.force:
         return f"{name}; there is a record of it"
     recipe(p)
@@ -189,4 +190,4 @@ def one_line_errors() -> None:
         shell._showtraceback(kind, error, line)
         return line
 
-    get_ipython().set_custom_exc(UserError, show)
+    get_ipython().set_custom_exc((UserError,), show)

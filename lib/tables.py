@@ -101,17 +101,17 @@ def steps(runs: pd.DataFrame, what: str, only: list[str] | None = None) -> pd.Da
 
 
 def _images_p(runs: pd.DataFrame, before: str, after: str) -> float:
-    """McNemar's p of the one seed that two settings share; NaN where predictions are missing or unreadable."""
+    """McNemar's p of the one seed that two settings share; NaN where logits are missing or unreadable."""
     (seed,) = set(cells.by_seed(runs, before)) & set(cells.by_seed(runs, after))
     both = []
     for setting in (before, after):
         rows = cells.of_setting(runs, setting)
         both.append(rows[rows["seed"] == seed].iloc[0]["record"])
     try:
-        (first, labels), (second, _) = map(records.read_predictions, both)
+        first, second = map(records.read_arrays, both)
     except records.RecordError:
         return np.nan
-    return stats.mcnemar(first, second, labels).p
+    return stats.mcnemar(first["logits"].argmax(1), second["logits"].argmax(1), first["labels"]).p
 
 
 # Learning rates, curves and the choice of the epoch

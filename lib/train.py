@@ -9,7 +9,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,8 @@ from lib.augment import Augment
 from lib.download import Arrays
 from lib.draws import order
 from lib.mix import mix
-from lib.model import ConvMixer
-from lib.params import NUMERICS, Params, differences
+from lib.model import network
+from lib.params import NUMERICS, Params, UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TRAIN_EVAL = 2000  # training images, clean, on which train_loss and train_acc are measured after each epoch
@@ -31,18 +31,18 @@ CHECK_EVERY = 50  # steps between looks at the loss: each look makes a GPU wait
 SAY_EVERY = 60  # seconds between progress lines inside an epoch
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on: one line that says where and what to do."""
+class TrainingError(UserError):
+    """Training cannot go on; says where."""
 
 
 @dataclasses.dataclass
 class Trained:
     """What `fit` hands back: the selected weights, and what was measured."""
 
-    model: ConvMixer
+    model: nn.Module
     history: list[dict]  # an entry an epoch, see `fit`
     selected_epoch: int  # 1-based
-    test: dict  # of the selected weights: loss, acc, predicted (uint8, 10,000)
+    test: dict  # of the selected weights: loss, acc, logits (10,000, 10)
     last_test: dict  # of the last epoch's
     seconds: float  # training and evaluation, over all attempts
     peak_memory_mb: float  # of the process, or of the GPU where there is one
@@ -85,11 +85,11 @@ def has_bfloat16(device: torch.device) -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def build(p: Params, device: torch.device) -> tuple[ConvMixer, Callable[[Tensor], Tensor], bool | str]:
+def build(p: Params, device: torch.device) -> tuple[nn.Module, Callable[[Tensor], Tensor], bool | str]:
     """The model, what to call for its logits, and True or why the native CPU layers are not used."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(p.seed)
-        model = ConvMixer(p.dim, p.depth, p.kernel, p.patch)
+        model = network(p)
     model = model.to(device, memory_format=torch.channels_last)
     dtype = DTYPES[p.dtype]
     if dtype == torch.float16 and device.type != "cuda":
@@ -100,7 +100,7 @@ def build(p: Params, device: torch.device) -> tuple[ConvMixer, Callable[[Tensor]
         native = "compile=True"
     else:
         native = fast.accelerate(model, dtype) or True
-    network = torch.compile(model) if p.compile else model
+    called = torch.compile(model) if p.compile else model
     if arithmetic(p, device, native) != p.dtype:
         dtype = torch.float32
         native += "; in float32, as PyTorch has no bfloat16 convolutions for this processor"
@@ -108,7 +108,7 @@ def build(p: Params, device: torch.device) -> tuple[ConvMixer, Callable[[Tensor]
     def forward(images: Tensor) -> Tensor:
         # Exact types inside the native layers; elsewhere autocast decides, with float32 weights either way.
         with torch.autocast(device.type, dtype, enabled=native is not True and dtype != torch.float32):
-            return network(images).float()
+            return called(images).float()
 
     return model, forward, native
 
@@ -150,22 +150,20 @@ def train_step(
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, forward, device: torch.device, batches: Iterable[tuple[Tensor, Tensor]]) -> dict:
-    """Mean cross-entropy, accuracy in per cent and the predicted classes (uint8), in evaluation mode."""
+def evaluate(p: Params, model: nn.Module, forward, images: np.ndarray, labels: np.ndarray) -> dict:
+    """Mean cross-entropy, accuracy in per cent and the logits (N, 10), float16, in evaluation mode.
+
+    images (N, 32, 32, 3) and labels (N,), uint8. The accuracy is that of the rounded logits, which are what a record
+    keeps: whoever reads them finds the same number.
+    """
+    device = next(model.parameters()).device
     model.eval()
-    losses, predicted, right, n = [], [], 0, 0
-    for images, labels in batches:
-        logits = forward(images.to(device, non_blocking=True))
-        labels = labels.to(device)
-        losses.append(F.cross_entropy(logits, labels, reduction="sum"))
-        predicted.append(logits.argmax(1))
-        right, n = right + (predicted[-1] == labels).sum(), n + len(labels)
+    batches = data.plain_batches(images, p.test_batch_size, p.std)
+    logits = torch.cat([forward(batch.to(device, non_blocking=True)) for batch in batches]).cpu()
     model.train()
-    return {
-        "loss": float(sum(torch.stack(losses).cpu().double()) / n),  # MPS has no double
-        "acc": 100 * int(right) / n,
-        "predicted": torch.cat(predicted).to("cpu", torch.uint8).numpy(),
-    }
+    loss = F.cross_entropy(logits.double(), torch.from_numpy(labels.astype(np.int64)))
+    logits = logits.half().numpy()
+    return {"loss": float(loss), "acc": records.accuracy(logits, labels), "logits": logits}
 
 
 def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = print) -> Trained:
@@ -192,11 +190,11 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
     n = len(train_rows)
     few = slice(0, min(TRAIN_EVAL, n))
     recipe = data.recipe(p)
-    augment = Augment(train_images, recipe, p.seed, data.MEAN, data.STD)
+    augment = Augment(train_images, recipe, p.seed, data.MEAN, data.STD[p.std])
     steps = data.steps(n, p.batch_size)
 
     def measure(images: np.ndarray, labels: np.ndarray) -> dict:
-        return evaluate(model, forward, device, data.plain_batches(images, labels, p.test_batch_size))
+        return evaluate(p, model, forward, images, labels)
 
     # Everything that changes while training, and so everything that a checkpoint holds.
     epoch, step, history, best = 0, 0, [], None
@@ -320,10 +318,9 @@ def refuse_other(state: dict, p: Params, dtype: str, folder: Path) -> None:
             f"{folder}: begun in {state['dtype']}, here it would go on in {dtype}: go on where it was begun, "
             "or move the folder away to start anew"
         )
-    if state["fingerprint"] != p.fingerprint:
-        ours, theirs = {**p.computed(), "numerics": NUMERICS}, {**state["params"], "numerics": state["numerics"]}
+    if changes := p.unlike(state):
         raise checkpoint.CheckpointError(
-            f"{folder}: the checkpoint is of other parameters ({differences(ours, theirs)}); "
+            f"{folder}: the checkpoint is of other parameters ({changes}); "
             "give them again, or move the folder away to start anew"
         )
 

@@ -6,7 +6,8 @@ from timm.models.convmixer import ConvMixer as TimmConvMixer
 from torch import nn
 
 from lib import paper
-from lib.model import ConvMixer, Residual, count_parameters, forward_macs
+from lib.model import CNN, ConvMixer, Residual, count_parameters, forward_macs, network
+from lib.params import Params
 
 SHAPES = [(8, 2, 3, 1), (16, 1, 9, 2), (12, 3, 5, 4), (8, 1, 1, 8), (8, 2, 4, 2), (8, 1, 7, 16), (4, 1, 9, 32)]
 
@@ -59,19 +60,43 @@ def test_logits_equal_the_originals_with_the_same_weights(shape):
 @pytest.mark.parametrize("setting", paper.PARAMETERS, ids=str)
 def test_sizes_are_the_published_ones(setting):
     kernel, patch = setting
-    assert count_parameters(ConvMixer(256, 8, kernel, patch)) == paper.PARAMETERS[setting]
-    assert forward_macs(256, 8, kernel, patch) / 1e6 == pytest.approx(paper.MEGA_MACS[setting], abs=0.6)
+    model = ConvMixer(256, 8, kernel, patch)
+    assert count_parameters(model) == paper.PARAMETERS[setting]
+    assert forward_macs(model) / 1e6 == pytest.approx(paper.MEGA_MACS[setting], abs=0.6)
 
 
-def test_macs_are_those_that_the_layers_do():
-    model, counted = ConvMixer(16, 2, 5, 4), 0
+@pytest.mark.parametrize("shape", SHAPES)
+def test_macs_are_those_of_the_formula(shape):
+    """At each place k^2 h for the depthwise half of a block, h^2 for the pointwise one, 3 p^2 h in the stem."""
+    dim, depth, kernel, patch = shape
+    places = (32 // patch) ** 2
+    expected = places * (3 * patch**2 * dim + depth * (kernel**2 * dim + dim**2)) + dim * 10
+    assert forward_macs(ConvMixer(*shape)) == expected
 
-    def count(layer, inputs, output):
-        nonlocal counted
-        counted += layer.weight[0].numel() * output[0].numel()
 
-    for layer in model.modules():
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            layer.register_forward_hook(count)
-    model(torch.zeros(1, 3, 32, 32))
-    assert counted == forward_macs(16, 2, 5, 4)
+def test_the_cnn_is_the_papers():
+    """Sizes as its notebook 01 prints them."""
+    model = CNN()
+    assert count_parameters(model) == 620_362
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    convolutions = 32**2 * 27 * 32 + 16**2 * 9 * 32 * 64 + 8**2 * 9 * 64 * 128
+    assert forward_macs(model) == convolutions + 2048 * 256 + 256 * 10
+
+
+def test_the_vit_has_the_sizes_of_the_parameters():
+    """12 h^2 weights a block, and for each of n tokens as many products, with 2 n h more for the attention."""
+    model, (dim, depth, tokens) = network(Params(arch="vit", patch=4, dim=48, depth=3)), (48, 3, 65)
+    assert sum(w.numel() for name, w in model.blocks.named_parameters() if w.ndim == 2) == depth * 12 * dim**2
+    expected = 64 * 48 * dim + depth * tokens * (12 * dim**2 + 2 * tokens * dim) + dim * 10
+    assert forward_macs(model) == expected
+    assert model.blocks[0].attn.num_heads == 3
+
+
+@pytest.mark.parametrize("arch", ["convmixer", "cnn", "vit"])
+def test_one_constructor_decides(arch):
+    p = Params(arch=arch, dim=32, depth=2, patch=4)
+    model = network(p).eval()
+    assert isinstance(model, ConvMixer) == (arch == "convmixer")
+    images = torch.randn(2, 3, 32, 32)
+    assert model(images).shape == (2, 10)
+    assert model.forward_features(images).shape[:1] == (2,)

@@ -58,7 +58,7 @@ def test_at_a_terminal_a_small_run_finishes_and_its_record_appears_beside_the_no
     status, shown = at_terminal(copy, "papermill", "notebooks/train.ipynb", *SMOKE)
     assert status == 0, shown
     assert "epoch 1/1  loss " in shown and " on the test set" in shown
-    assert {"result.json", "predictions.npz", "train.ipynb"} <= {p.name for p in (copy.root / RUN).iterdir()}
+    assert {"result.json", "arrays.npz", "train.ipynb"} <= {p.name for p in (copy.root / RUN).iterdir()}
 
 
 def test_redirected_from_the_notebooks_folder_and_with_an_output_path(copy):

@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.params import LABELS, TYPES, ParameterError, Params, differences, notebook_cell, run_name
+from lib.params import (
+    ADDED,
+    LABELS,
+    NUMERICS,
+    TYPES,
+    UNUSED,
+    ParameterError,
+    Params,
+    differences,
+    notebook_cell,
+    run_name,
+)
 from lib.study import ROOT
 
 REFUSED = [
@@ -34,6 +45,8 @@ REFUSED = [
     ({"train_size": 46_000}, "train_size=46000: 45000 training images are left"),
     ({"val_size": 5005}, "val_size=5005: give a multiple of 10"),
     ({"val_size": 0}, "select=best_val: best_val needs val_size above 0"),
+    ({"arch": "resnet"}, "arch=resnet: give one of convmixer, vit, cnn"),
+    ({"arch": "vit", "dim": 40}, "dim=40: a vit has heads of 16 channels"),
     ({"flip": "maybe"}, "flip='maybe': give True or False"),
     ({"randaugment": "../x"}, "randaugment=../x: give none, torchvision-2-9 or a timm string"),
     ({"schedule": "step"}, "schedule=step: give one of constant, cosine"),
@@ -91,6 +104,7 @@ def test_a_notebook_may_hold_other_objects_but_no_other_plain_values():
 
 
 OTHER = {
+    "arch": "cnn", "std": "images",
     "kernel": 3, "patch": 4, "dim": 64, "depth": 4, "epochs": 10, "batch_size": 32, "lr": 0.1, "schedule": "constant",
     "weight_decay": 0.5, "decay_1d": False, "eps": 1e-3, "clip": 1.0, "crop": "none", "crop_scale": 0.5,
     "crop_ratio": 1.0, "flip": False, "randaugment": "none", "jitter": 0.1, "erasing": 0.5, "erasing_mode": "pixel",
@@ -108,12 +122,43 @@ def test_the_fingerprint_changes_with_what_changes_the_result_and_with_nothing_e
     assert (other.fingerprint == Params().fingerprint) == (name in LABELS)
 
 
+# What the parameters and the fingerprint of the defaults were when the first records that are kept were made.
+FIRST = {
+    "kernel", "patch", "dim", "depth", "epochs", "batch_size", "lr", "schedule", "weight_decay", "decay_1d", "eps",
+    "clip", "crop", "crop_scale", "crop_ratio", "flip", "randaugment", "jitter", "erasing", "erasing_mode", "mixup",
+    "cutmix", "mix_prob", "label_smoothing", "train_size", "val_size", "select", "seed", "dtype",
+}  # fmt: skip
+FIRST_FINGERPRINT = "0bf2fb82edb0a352"
+
+
+def test_a_parameter_that_is_added_orphans_no_record():
+    """Whoever adds a parameter says in ADDED which value means "as before": there, the fingerprint is as it was."""
+    assert set(TYPES) - set(LABELS) - FIRST == set(ADDED)
+    assert Params(**ADDED).fingerprint == Params().fingerprint == FIRST_FINGERPRINT
+    made_before = {"fingerprint": FIRST_FINGERPRINT, "numerics": NUMERICS}
+    made_before["params"] = {name: value for name, value in Params().computed().items() if name in FIRST}
+    assert Params().unlike(made_before) == ""
+    assert Params(std="images").unlike(made_before) == "std: pixels -> images"
+    assert Params(lr=0.1, arch="vit").unlike(made_before) == "arch: convmixer -> vit, lr: 0.001 -> 0.1"
+
+
+@pytest.mark.parametrize("arch", UNUSED)
+def test_what_means_nothing_to_a_network_does_not_tell_its_runs_apart(arch):
+    one, base = Params(arch=arch), Params()
+    for name in ("kernel", "patch", "dim", "depth"):
+        other = one.replace(**{name: OTHER[name]})
+        assert (other.fingerprint == one.fingerprint) == (name in UNUSED[arch])
+        assert (run_name(other, base) == run_name(one, base)) == (name in UNUSED[arch])
+
+
 def test_a_run_is_named_after_what_distinguishes_it():
     base = Params(study="x", dim=64)
     assert run_name(base, base) == "k9-p1-seed0"
     assert run_name(base.replace(kernel=3, seed=2, workers=2, setting="kernel-3"), base) == "k3-p1-seed2"
     assert run_name(base.replace(lr=1e-4, epochs=10), base) == "k9-p1-epochs10-lr0.0001-seed0"
     assert run_name(base.replace(flip=False), base) == "k9-p1-flip-off-seed0"
+    assert run_name(base.replace(arch="vit", dim=48, patch=4), base) == "vit-p4-dim48-seed0"
+    assert run_name(base.replace(arch="cnn", kernel=3, patch=2, dim=32, seed=1), base) == "cnn-seed1"
 
 
 @given(st.text(), st.floats(min_value=1e-300, max_value=1e300), st.integers(1, 63))

@@ -91,7 +91,7 @@ def other_parameters(text):
 DAMAGE = [
     (no_json, "not readable as a record"),
     (not_a_number, "holds NaN"),
-    (old_schema, "schema 0, this code reads 1"),
+    (old_schema, "schema 0, this code reads 2"),
     (without_history, "history is empty"),
     (without_accuracy, "test_acc is missing or no float"),
     (beyond_history, "selected_epoch is 99 of "),

@@ -45,7 +45,7 @@ def test_git_keeps_the_source_and_the_records_and_nothing_else_of_a_run():
 
     run = "reports/quick/runs/k9-p1-seed0"
     assert not ignored(
-        "lib/model.py", "lib/fast.c", f"{run}/result.json", f"{run}/predictions.npz", "reports/quick/index.html"
+        "lib/model.py", "lib/fast.c", f"{run}/result.json", f"{run}/arrays.npz", "reports/quick/index.html"
     )
     left_out = {
         f"{run}/{name}" for name in ("train.ipynb", "checkpoint.pt", "weights.safetensors", ".lock", "progress.json")

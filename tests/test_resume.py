@@ -48,7 +48,7 @@ def outcome(trained: train.Trained) -> dict:
     """All that must be the same to the bit, so everything but timing."""
     history = [{name: value for name, value in epoch.items() if name not in TIMING} for epoch in trained.history]
     weights = safetensors.torch.save({name: w.contiguous() for name, w in trained.model.state_dict().items()})
-    tests = [(test["loss"], test["acc"], test["predicted"].tobytes()) for test in (trained.test, trained.last_test)]
+    tests = [(test["loss"], test["acc"], test["logits"].tobytes()) for test in (trained.test, trained.last_test)]
     return {"weights": weights, "history": history, "tests": tests, "selected": trained.selected_epoch}
 
 

@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 import safetensors.torch
-import torch
 
-from lib import records, run, train
+from lib import checkpoint, params, records, run, train
 from lib.checkpoint import CheckpointError
 from lib.model import ConvMixer, count_parameters
 from lib.owner import Locked, own
@@ -31,22 +30,22 @@ def test_the_record_holds_what_the_report_needs_and_agrees_with_itself(reports, 
     assert record["fingerprint"] == tiny().fingerprint and record["numerics"] == NUMERICS
     assert record["parameters"] == count_parameters(ConvMixer(8, 1, 3, 8))
     assert (record["train_images"], record["val_images"], len(record["history"])) == (320, 200, 2)
-    saved = np.load(folder / records.PREDICTIONS)
-    right = saved["predicted"] == cifar["test_labels"]
+    saved = records.read_arrays(record)
+    right = saved["logits"].argmax(1) == cifar["test_labels"]
     assert np.array_equal(saved["labels"], cifar["test_labels"])
     assert record["test_acc"] == pytest.approx(100 * right.mean())
+    assert saved["patch_embedding"].shape == (8, 3, 8, 8) and saved["depthwise"].shape == (1, 8, 3, 3)
     assert np.mean(list(record["per_class_acc"].values())) == pytest.approx(record["test_acc"])
     model = ConvMixer(8, 1, 3, 8)
     model.load_state_dict(safetensors.torch.load_file(folder / records.WEIGHTS))
-    batches = train.data.plain_batches(cifar["test_images"], cifar["test_labels"], 1000)
-    again = train.evaluate(model, model, torch.device("cpu"), batches)
+    again = train.evaluate(tiny(), model, model, cifar["test_images"], cifar["test_labels"])
     assert again["acc"] == pytest.approx(record["test_acc"], abs=0.02)  # the plain layers round otherwise
 
 
 def test_a_finished_run_keeps_only_what_is_needed(reports, tiny, folder):
     run.run(tiny(), silent)
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    assert names == {records.RESULT, records.PREDICTIONS, records.WEIGHTS}
+    assert names == {records.RESULT, records.ARRAYS, records.WEIGHTS}
 
 
 def test_checkpoints_that_a_kill_left_beside_the_record_are_not_gone_on_from(reports, tiny, folder, monkeypatch):
@@ -111,7 +110,7 @@ def test_a_checkpoint_of_other_parameters_or_numerics_is_refused_with_the_differ
 ):
     interrupted(tiny())
     if "numerics" in change:
-        for module in (train, run, records, __import__("lib.params", fromlist=["params"])):
+        for module in (train, run, params):
             monkeypatch.setattr(module, "NUMERICS", change["numerics"])
         p = tiny()
     else:
@@ -119,6 +118,16 @@ def test_a_checkpoint_of_other_parameters_or_numerics_is_refused_with_the_differ
         monkeypatch.setattr(records, "run_folder", lambda p: folder)  # as if the study's file had been changed
     with pytest.raises(CheckpointError, match=words):
         run.run(p, silent)
+
+
+def test_a_checkpoint_from_before_a_parameter_was_added_goes_on(reports, tiny, folder):
+    interrupted(tiny())
+    state = checkpoint.load(folder)
+    state["params"] = {name: value for name, value in state["params"].items() if name not in params.ADDED}
+    checkpoint.save(folder, state)
+    with pytest.raises(CheckpointError, match="std: pixels -> images"):
+        train.refuse_other(checkpoint.load(folder), tiny(std="images"), "float32", folder)
+    assert run.run(tiny(), silent)["resumed"] == 1
 
 
 def test_an_interrupted_run_goes_on_and_counts_it(reports, tiny, folder):

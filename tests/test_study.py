@@ -46,7 +46,7 @@ def test_the_paper_study_is_the_defaults():
 def test_one_configuration_is_one_run_however_many_settings_show_it():
     runs = studies.load("paper").runs
     assert [run.settings for run in runs if run.name == "k9-p1-seed0"] == [("kernel-9", "patch-1")]
-    assert len(studies.load("laptop").runs) == 8 * 5
+    assert len(studies.load("laptop").runs) == 9 * 5
 
 
 def test_a_study_may_change_a_setting_and_a_setting_changes_the_study(params_folder):

@@ -123,10 +123,10 @@ def test_steps_are_paired_for_seeds_and_mcnemars_for_one(home):
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", "those of another training", None])
-def test_broken_predictions_leave_a_gap(home, content):
+def test_broken_arrays_leave_a_gap(home, content):
     study = made.plan()
     runs = runs_of(study)
-    path, other = (made.folder_of(study, study.runs_of(f"patch-{p}")[0]) / records.PREDICTIONS for p in (2, 4))
+    path, other = (made.folder_of(study, study.runs_of(f"patch-{p}")[0]) / records.ARRAYS for p in (2, 4))
     assert tables.steps(runs, "patch")["images_p"].notna().all()
     if content is None:
         path.unlink()

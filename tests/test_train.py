@@ -31,7 +31,7 @@ def same(a, b):
     return (
         all(torch.equal(weights[name], others[name]) for name in weights)
         and computed(a.history) == computed(b.history)
-        and np.array_equal(a.test["predicted"], b.test["predicted"])
+        and np.array_equal(a.test["logits"], b.test["logits"])
     )
 
 
@@ -138,17 +138,15 @@ def test_the_leak_is_in_the_history_only_where_it_is_asked_for(tmp_path, cifar, 
 def test_the_model_handed_back_has_the_selected_weights(tmp_path, cifar, tiny):
     p = tiny(epochs=3, select="best_test", val_size=0, lr=0.05)
     result = trained(p, cifar, tmp_path / "run")
-    batches = train.data.plain_batches(cifar["test_images"], cifar["test_labels"], 500)
-    again = evaluate(result.model, lambda images: result.model(images).float(), torch.device("cpu"), batches)
+    again = evaluate(p, result.model, result.model, cifar["test_images"], cifar["test_labels"])
     assert again["acc"] == pytest.approx(result.test["acc"], abs=0.02)
 
 
-def test_evaluation_counts_every_image_once(cifar):
+def test_evaluation_counts_every_image_once(cifar, tiny):
     model = ConvMixer(4, 1, 3, 8)
     forward = lambda images: nn.functional.one_hot(torch.full((len(images),), 3), 10).float()  # noqa: E731
-    batches = train.data.plain_batches(cifar["test_images"], cifar["test_labels"], 333)
-    result = evaluate(model, forward, torch.device("cpu"), batches)
-    assert result["acc"] == 10.0 and len(result["predicted"]) == 10_000 and set(result["predicted"]) == {3}
+    result = evaluate(tiny(test_batch_size=333), model, forward, cifar["test_images"], cifar["test_labels"])
+    assert result["acc"] == 10.0 and len(result["logits"]) == 10_000 and set(result["logits"].argmax(1)) == {3}
     logits = torch.zeros(1, 10)
     logits[0, 3] = 1
     expected = np.mean([nn.functional.cross_entropy(logits, torch.tensor([c])).item() for c in range(10)])
