@@ -141,9 +141,11 @@ def serve(pipe: Connection, network: Network, variant: str) -> None:
 
 
 def limits(pipe: Connection) -> None:
-    """Answers "measure" with this machine's speeds at this moment: GFLOP/s of matrix products, GB/s of a copy."""
+    """Sends what holds for the whole bench, then answers "measure" with the speeds of this moment: GFLOP/s of matrix
+    products, GB/s of a copy."""
     import torch
 
+    from lib import fast
     from lib.train import has_bfloat16
 
     # Without bfloat16 in hardware PyTorch's product takes seconds at 1024, and is no faster at a larger size.
@@ -168,7 +170,7 @@ def limits(pipe: Connection) -> None:
         return {**speeds, "copy_gb_per_second": 2e-9 * source.nbytes / best(lambda: target.copy_(source))}
 
     measure()
-    pipe.send({"threads": torch.get_num_threads()})
+    pipe.send({"threads": torch.get_num_threads(), "bfloat16_arithmetic": fast.bfloat16_arithmetic()})
     for _ in orders(pipe):
         pipe.send(measure())
 
@@ -340,7 +342,7 @@ def bench(networks: list[Network], variants: list[str], rounds: int, epoch_image
     load, started = os.getloadavg(), time.perf_counter()
     speeds, lines, epochs = [], [], []
     with process(limits) as machine_pipe:
-        threads = machine_pipe.recv()["threads"]
+        settings = machine_pipe.recv()
         for network in networks:
             say(f"{network.name}: {len(variants)} variants")
             lines.append(measure(network, variants, rounds, machine_pipe, speeds))
@@ -365,7 +367,7 @@ def bench(networks: list[Network], variants: list[str], rounds: int, epoch_image
         "made": records.now(),
         "seconds": round(time.perf_counter() - started),
         "environment": records.environment(),
-        "threads": threads,
+        **settings,
         "load_average": {"before": load[0], "after": os.getloadavg()[0]},
         "batch": BATCH,
         "limits": machine,

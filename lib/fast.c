@@ -1,7 +1,8 @@
 // A ConvMixer block, forward and backward, in a few passes over memory; see fast_layers.c for what each pass does.
 //
 // Activations are (batch, height, width, dim) floats or bfloat16, dim a multiple of LANES; parameters, statistics and
-// every sum are floats. Compiled by native.py; fast.py is the caller.
+// every sum are floats, and so are the products unless the suffix is bf16_dot. Compiled by native.py; fast.py is the
+// caller.
 
 #include "fast_common.c"
 #include "fast_threads.c"
@@ -120,12 +121,24 @@ static void add_up(const float *from, long count, long step, long dim, float *to
 #define STORE store_bf16
 #define ELEMENT(value) narrow(value)
 #define FN(name) name##_bf16
-#ifdef __AVX512BF16__
-#define UNIT 2
-#else
 #define UNIT 1
-#endif
 #include "fast_depthwise.c"
 #include "fast_pointwise.c"
 #include "fast_layers.c"
 #include "fast_ends.c"
+#undef FN
+#undef UNIT
+#undef STORE_CELL
+
+// The same storage with the processor's dot products of bfloat16 pairs, which some processors are slower with: fast.py
+// finds out which of the two to call.
+#ifdef __AVX512BF16__
+#define gelu_bf16_dot gelu_bf16  // no products of activations: one for both
+#define slope_bf16_dot slope_bf16
+#define FN(name) name##_bf16_dot
+#define UNIT 2
+#include "fast_depthwise.c"
+#include "fast_pointwise.c"
+#include "fast_layers.c"
+#include "fast_ends.c"
+#endif

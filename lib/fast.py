@@ -2,14 +2,23 @@
 
 `accelerate(model)` changes the classes of a model's parts, never its parameters, names or state-dict keys. The native
 source is fast.c; where it cannot run (no compiler, another device, torch.compile) the plain PyTorch layers do.
+
+The type that activations are stored in and the arithmetic that works on them are two choices. Activations in bfloat16
+can be multiplied as floats or with the processor's dot products of bfloat16 pairs: whichever is faster there.
 """
 
 import contextlib
 import ctypes
 import functools
+import json
+import math
 import os
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +27,8 @@ from torch.autograd.function import once_differentiable
 from lib import native
 from lib.model import ConvMixer
 
-DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16"}  # how activations are stored: the suffix of the entries
+DOT = "bf16_dot"  # the suffix of those that multiply activations in bfloat16 with dot products
 
 
 # ------------------------------------------------------------------------------------------------ the native side
@@ -78,10 +88,11 @@ def compiled() -> ctypes.CDLL | None:
     if code is None:
         return None
     code.fast_lanes.restype = c_int64
-    for suffix in DTYPES.values():
+    for suffix in (*DTYPES.values(), DOT):
         for entry, argument in ENTRIES.items():
-            function = getattr(code, f"fast_{entry}_{suffix}")
-            function.argtypes, function.restype = [POINTER(argument)], None
+            function = getattr(code, f"fast_{entry}_{suffix}", None)
+            if function is not None:  # DOT is not everywhere
+                function.argtypes, function.restype = [POINTER(argument)], None
     with contextlib.suppress(OSError, AttributeError, StopIteration):  # other systems, other OpenMPs: it is only slower
         with open("/proc/self/maps") as maps:
             openmp = next(line.split()[-1] for line in maps if "/libgomp" in line)
@@ -149,13 +160,16 @@ class Statistics:
 
 
 class Call:
-    """The fixed part of a layer's native call: sizes and number type."""
+    """The fixed part of a layer's native call: sizes, number type and arithmetic."""
 
-    def __init__(self, shape: tuple[int, ...], outputs: int, kernel: int, dtype: torch.dtype):
+    def __init__(
+        self, shape: tuple[int, ...], outputs: int, kernel: int, dtype: torch.dtype, arithmetic: str = "float32"
+    ):
         self.native = compiled()
         self.lanes = self.native.fast_lanes()
         self.batch, self.inputs, self.height, self.width = shape
         self.outputs, self.kernel, self.dtype = outputs, kernel, dtype
+        self.suffix = DOT if arithmetic == "dot" else DTYPES[dtype]
         self.in_dim, self.out_dim = self.round_up(self.inputs), self.round_up(outputs)
 
     def round_up(self, dim: int) -> int:
@@ -179,7 +193,7 @@ class Call:
         return rows[..., :channels].permute(0, 3, 1, 2)
 
     def enter(self, entry: str, argument: Structure) -> None:
-        getattr(self.native, f"fast_{entry}_{DTYPES[self.dtype]}")(ctypes.byref(argument))
+        getattr(self.native, f"fast_{entry}_{self.suffix}")(ctypes.byref(argument))
 
     def run(self, way: str, norm1: Norm, norm2: Norm, **tensors: Tensor | None) -> None:
         layer = Layer(
@@ -199,7 +213,7 @@ class BlockFunction(torch.autograd.Function):
         _, norm1 = block[0].fn[1:]
         norm2 = block[3]
         dim = x.shape[1]
-        call = Call(x.shape, dim, mix_weight.shape[-1], block.fast_dtype)
+        call = Call(x.shape, dim, mix_weight.shape[-1], block.fast_dtype, block.fast_arithmetic)
         full = call.out_dim
         parameters = [
             padded(mix_weight, full), padded(mix_bias, full), padded(weight1, full), padded(bias1, full),
@@ -252,7 +266,8 @@ class StemFunction(torch.autograd.Function):
         norm = stem[2]
         b, c, height, width = x.shape
         p = lift_weight.shape[-1]
-        call = Call((b, c * p * p, height // p, width // p), lift_weight.shape[0], 0, stem.fast_dtype)
+        patched = (b, c * p * p, height // p, width // p)
+        call = Call(patched, lift_weight.shape[0], 0, stem.fast_dtype, stem.fast_arithmetic)
         full = call.out_dim
         parameters = [
             padded(lift_weight.flatten(1), full, call.in_dim), padded(lift_bias, full),
@@ -301,7 +316,7 @@ class MeanFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x):
-        ctx.call = call = Call(x.shape, x.shape[1], 0, x.dtype)
+        ctx.call = call = Call(x.shape, x.shape[1], 0, x.dtype)  # there are no products: one arithmetic
         rows = call.rows(x)
         mean = torch.empty(call.batch, call.in_dim)
         call.enter("mean", MeanFunction.places(call, rows, mean))
@@ -345,6 +360,7 @@ class FastStem(nn.Sequential):
     """The stem as one native call; parameters and keys as in `ConvMixer.stem`."""
 
     fast_dtype: torch.dtype
+    fast_arithmetic: str
 
     def forward(self, x: Tensor) -> Tensor:
         conv, _, norm = self
@@ -357,6 +373,7 @@ class FastBlock(nn.Sequential):
     """A mixing block as one native call; parameters and keys as `ConvMixer.block` makes them."""
 
     fast_dtype: torch.dtype
+    fast_arithmetic: str
 
     def forward(self, x: Tensor) -> Tensor:
         mix, _, norm1 = self[0].fn
@@ -379,23 +396,29 @@ class FastConvMixer(ConvMixer):
         return self.head(MeanFunction.apply(x))
 
 
-def accelerate(model: ConvMixer, dtype: torch.dtype = torch.float32) -> str | None:
+def accelerate(model: ConvMixer, dtype: torch.dtype = torch.float32, arithmetic: str | None = None) -> str | None:
     """Lets `model` run on the native layers, in place; None, or one line saying why it stays plain.
 
-    `dtype` is that of activations and pointwise products, float32 or bfloat16; parameters, gradients, BatchNorm and
-    logits stay float32. Works in training and evaluation, with and without gradients; parameters, module names and
-    state-dict keys do not change. A call that the native code cannot take (another device, float64, torch.compile)
-    falls back to PyTorch's layers by itself.
+    `dtype` is that of activations, float32 or bfloat16; parameters, gradients, BatchNorm and logits stay float32.
+    `arithmetic` is one of `arithmetics()` for activations in bfloat16; not given, it is `bfloat16_arithmetic()`. Works
+    in training and evaluation, with and without gradients; parameters, module names and state-dict keys do not change.
+    A call that the native code cannot take (another device, float64, torch.compile) falls back to PyTorch's layers by
+    itself.
     """
     reason = obstacle(model, dtype)
     if reason is None:
+        if dtype == torch.float32:
+            arithmetic = "float32"
+        arithmetic = arithmetic or bfloat16_arithmetic()
         model.__class__ = FastConvMixer
-        model.stem.__class__ = FastStem
-        model.stem.fast_dtype = dtype
+        make_fast(model.stem, FastStem, dtype, arithmetic)
         for block in model.blocks:
-            block.__class__ = FastBlock
-            block.fast_dtype = dtype
+            make_fast(block, FastBlock, dtype, arithmetic)
     return reason
+
+
+def make_fast(part: nn.Sequential, kind: type, dtype: torch.dtype, arithmetic: str) -> None:
+    part.__class__, part.fast_dtype, part.fast_arithmetic = kind, dtype, arithmetic
 
 
 def obstacle(model: ConvMixer, dtype: torch.dtype) -> str | None:
@@ -419,3 +442,86 @@ def obstacle(model: ConvMixer, dtype: torch.dtype) -> str | None:
     if compiled() is None:
         return "fast layers could not be compiled"
     return None
+
+
+# ------------------------------------------------------------------------------------------------ the arithmetic
+
+MARGIN = 1.1  # how many times as fast dot products must be: float32 is the more exact, and noise must not decide
+ROUNDS = 25
+
+
+def arithmetics() -> tuple[str, ...]:
+    """Those that there are here for activations in bfloat16: products of floats, and dot products of bfloat16 pairs."""
+    return ("float32", "dot") if hasattr(compiled(), f"fast_forward_{DOT}") else ("float32",)
+
+
+def bfloat16_arithmetic() -> str:
+    """What multiplies activations in bfloat16 in this process: "float32" or "dot".
+
+    The one that $CONVMIXER_BF16 names (ValueError where it is not there), otherwise the faster one on this processor.
+    """
+    there, asked = arithmetics(), os.environ.get("CONVMIXER_BF16")
+    if asked and asked not in there:
+        raise ValueError(f"CONVMIXER_BF16={asked}: on this processor it can be {' or '.join(there)}")
+    return asked or (faster_here() if "dot" in there else "float32")
+
+
+@functools.cache
+def faster_here() -> str:
+    """The faster arithmetic on this processor, timed once and kept beside the compiled code."""
+    return kept_choice(Path(compiled()._name).with_suffix(".json"), time_a_block)
+
+
+def kept_choice(path: Path, measure: Callable[[], dict[str, float]]) -> str:
+    """The choice in `path`, or that by `measure()`, which is kept there if the folder can be written.
+
+    A run and its repetition must not part because a timing was close. Of two processes that start cold, the first to
+    write decides for both.
+    """
+    choice = read_choice(path)
+    if choice is not None:
+        return choice
+    seconds = measure()
+    choice = read_choice(path)
+    if choice is None:
+        choice = faster(seconds)
+        with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            made.write_text(json.dumps({"bfloat16_arithmetic": choice, "seconds": seconds}) + "\n")
+            made.replace(path)
+    return choice
+
+
+def read_choice(path: Path) -> str | None:
+    """The choice kept in `path`; None where there is none, or something else."""
+    try:
+        choice = json.loads(path.read_text())["bfloat16_arithmetic"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return choice if choice in ("float32", "dot") else None
+
+
+def faster(seconds: dict[str, float]) -> str:
+    return "dot" if seconds["dot"] * MARGIN < seconds["float32"] else "float32"
+
+
+def time_a_block() -> dict[str, float]:
+    """Seconds that a block takes forward and back with each arithmetic; half a second's work in all.
+
+    The sum for kernel 3, where pointwise products are nearly everything, and 9, where the depthwise ones count too.
+    All take turns, short and many, and the best of each counts: some are undisturbed on a busy machine as well.
+    """
+    ways = [(kernel, arithmetic) for kernel in (3, 9) for arithmetic in arithmetics()]
+    best = dict.fromkeys(ways, math.inf)
+    # Whether this is timed or read from the file must make no difference to the caller's random numbers.
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+        x = torch.randn(4, 256, 32, 32).to(torch.bfloat16, memory_format=torch.channels_last)
+        blocks = {(kernel, arithmetic): ConvMixer.block(256, kernel) for kernel, arithmetic in ways}
+        for (_, arithmetic), block in blocks.items():
+            make_fast(block, FastBlock, torch.bfloat16, arithmetic)
+        for _ in range(ROUNDS):
+            for way, block in blocks.items():
+                begun = time.perf_counter()
+                block(x).backward(x)
+                best[way] = min(best[way], time.perf_counter() - begun)
+    return {arithmetic: best[3, arithmetic] + best[9, arithmetic] for arithmetic in arithmetics()}

@@ -27,9 +27,12 @@ def _cpu() -> str:
     """What -march=native depends on: a cache on a shared disk must not hand AVX-512 code to a machine without it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line for line in lines if line.startswith(("flags", "Features")))
-    except (OSError, StopIteration):
-        return platform.processor() + platform.machine()
+    except OSError:
+        lines = []
+    # Its family and model too: -march=native tunes for them, and what fast.py times is kept with the code.
+    names = ("cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
+    said = sorted({line for line in lines if line.startswith(names)})  # of all cores: the same on each of them
+    return "\n".join(said) or platform.processor() + platform.machine()
 
 
 def _compile(source: Path, flags: tuple[str, ...]) -> Path:

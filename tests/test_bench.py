@@ -63,6 +63,7 @@ def test_record_of_a_whole_bench(record, tmp_path):
     assert line["share_of_bound"] > 0
     assert record["limits"]["copy_gb_per_second"] > 0
     assert record["threads"] >= 1
+    assert record["bfloat16_arithmetic"] == fast.bfloat16_arithmetic()
     (whole,) = record["epochs"]
     assert whole["images_per_second"] > 0 and whole["data_share"] < 1
     records.write_json(tmp_path / "bench.json", record)  # it can be written

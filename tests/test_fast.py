@@ -1,6 +1,7 @@
 """The fast layers against the plain ones in float64: outputs, every gradient, running statistics; and the ways out."""
 
 import copy
+import json
 import os
 import pickle
 import subprocess
@@ -19,6 +20,13 @@ pytestmark = pytest.mark.skipif(fast.compiled() is None, reason="no C compiler h
 # Relative error (norm of the difference over norm) in float32. In bfloat16 the measure is what autocast has on the
 # plain model: some gradients are small differences of large numbers, in which eight bits leave little for anyone.
 OUTPUT, GRADIENT = 2e-6, 1e-4
+
+# How activations are stored, and the arithmetic for them: all that this processor has.
+WAYS = [(torch.float32, None), *((torch.bfloat16, arithmetic) for arithmetic in fast.arithmetics())]
+every_way = pytest.mark.parametrize(
+    "way", WAYS, ids=lambda way: f"{way[0]} {way[1] or ''}".removeprefix("torch.").strip()
+)
+bfloat16_ways = pytest.mark.parametrize("arithmetic", fast.arithmetics())
 
 # dim, depth, kernel, patch, image size, batch
 SHAPES = [
@@ -41,9 +49,9 @@ def random_model(*size: int) -> ConvMixer:
     return model
 
 
-def accelerated(model: ConvMixer, dtype: torch.dtype = torch.float32) -> ConvMixer:
+def accelerated(model: ConvMixer, dtype: torch.dtype = torch.float32, arithmetic: str | None = None) -> ConvMixer:
     model = copy.deepcopy(model)
-    assert fast.accelerate(model, dtype) is None
+    assert fast.accelerate(model, dtype, arithmetic) is None
     return model
 
 
@@ -59,12 +67,14 @@ def forward_backward(model: nn.Module, x: Tensor, to_logits: Tensor, to_features
     return {**outputs, **gradients, **dict(model.named_buffers())}
 
 
-def three_ways(model: ConvMixer, x: Tensor, dtype: torch.dtype) -> tuple[dict, dict, dict]:
+def three_ways(
+    model: ConvMixer, x: Tensor, dtype: torch.dtype, arithmetic: str | None = None
+) -> tuple[dict, dict, dict]:
     """`forward_backward` of the fast layers, of the plain ones (in autocast for bfloat16), and in float64."""
     n = x.shape[-1] // model.stem[0].stride[0]
     to_logits = torch.randn(len(x), model.head.out_features)
     to_features = torch.randn(len(x), model.head.in_features, n, n)
-    ours = forward_backward(accelerated(model, dtype), x, to_logits, to_features)
+    ours = forward_backward(accelerated(model, dtype, arithmetic), x, to_logits, to_features)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         plain = forward_backward(copy.deepcopy(model), x, to_logits, to_features)
     exact = forward_backward(copy.deepcopy(model).double(), x.double(), to_logits, to_features)
@@ -84,11 +94,14 @@ def test_float32_matches_float64(size):
         assert error(value, exact[name]) < (GRADIENT if name.startswith("d ") else OUTPUT), name
 
 
+@bfloat16_ways
 @pytest.mark.parametrize("size", SHAPES, ids=str)
-def test_bfloat16_is_no_worse_than_autocast(size):
+def test_bfloat16_is_no_worse_than_autocast(size, arithmetic):
     """Nearer to float64 on the whole (geometric mean over tensors), and nowhere far behind."""
     *architecture, n, batch = size
-    ours, plain, exact = three_ways(random_model(*architecture), torch.randn(batch, 3, n, n), torch.bfloat16)
+    ours, plain, exact = three_ways(
+        random_model(*architecture), torch.randn(batch, 3, n, n), torch.bfloat16, arithmetic
+    )
     assert ours["logits"].dtype == torch.float32
     assert ours["features"].dtype == torch.bfloat16
     errors = {name: (error(value, exact[name]), error(plain[name], exact[name])) for name, value in ours.items()}
@@ -97,34 +110,36 @@ def test_bfloat16_is_no_worse_than_autocast(size):
     assert all(fast < 3 * auto + 5e-3 for fast, auto in errors.values()), errors
 
 
-def test_gelu_and_its_slope_over_their_range():
+@every_way
+def test_gelu_and_its_slope_over_their_range(way):
     """A stem that only passes its first channel on, in evaluation, is GELU itself."""
     x = torch.linspace(-9, 9, 4096).reshape(4, 1, 32, 32)
-    for dtype, value_limit, slope_limit in ((torch.float32, 3e-7, 1e-6), (torch.bfloat16, 5e-3, 5e-3)):
-        model = ConvMixer(16, 1, 3, 1, channels=1)
-        model.stem[0].weight.data.fill_(1)
-        model.stem[0].bias.data.zero_()
-        model.stem[2].eps = 0
-        model.eval()
-        fast.accelerate(model, dtype)
-        inputs = x.clone().requires_grad_()
-        out = model.stem(inputs)[:, :1]
-        out.sum().backward()
-        exact_in = x.to(dtype).double().requires_grad_()
-        exact = nn.functional.gelu(exact_in)
-        exact.sum().backward()
-        size = x.abs().clamp_min(1)
-        assert ((out - exact).abs() / size).max() < value_limit
-        # One of sixteen equal channels was asked for; bfloat16 rounds the slope too.
-        assert (inputs.grad - exact_in.grad).abs().max() < slope_limit
+    value_limit, slope_limit = (3e-7, 1e-6) if way[0] == torch.float32 else (5e-3, 5e-3)
+    model = ConvMixer(16, 1, 3, 1, channels=1)
+    model.stem[0].weight.data.fill_(1)
+    model.stem[0].bias.data.zero_()
+    model.stem[2].eps = 0
+    model.eval()
+    fast.accelerate(model, *way)
+    inputs = x.clone().requires_grad_()
+    out = model.stem(inputs)[:, :1]
+    out.sum().backward()
+    exact_in = x.to(way[0]).double().requires_grad_()
+    exact = nn.functional.gelu(exact_in)
+    exact.sum().backward()
+    size = x.abs().clamp_min(1)
+    assert ((out - exact).abs() / size).max() < value_limit
+    # One of sixteen equal channels was asked for; bfloat16 rounds the slope too.
+    assert (inputs.grad - exact_in.grad).abs().max() < slope_limit
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_evaluation_with_and_without_gradients(dtype):
+@every_way
+def test_evaluation_with_and_without_gradients(way):
+    dtype, _ = way
     model = random_model(24, 2, 5, 2)
     model(torch.randn(8, 3, 16, 16))  # running statistics that are not the initial ones
     model.eval()
-    ours, x = accelerated(model, dtype), torch.randn(3, 3, 16, 16)
+    ours, x = accelerated(model, *way), torch.randn(3, 3, 16, 16)
     exact_model = copy.deepcopy(model).double()
     limit = OUTPUT if dtype == torch.float32 else 2e-2
     for context in (torch.no_grad, torch.inference_mode, torch.enable_grad):
@@ -233,28 +248,128 @@ def test_training_follows_the_plain_one():
     model = random_model(32, 2, 7, 2)
     expected = steps(copy.deepcopy(model).train())
     assert torch.allclose(steps(accelerated(model)), expected, rtol=1e-3)
-    assert torch.allclose(steps(accelerated(model, torch.bfloat16)), expected, rtol=0.05)
+    for arithmetic in fast.arithmetics():
+        assert torch.allclose(steps(accelerated(model, torch.bfloat16, arithmetic)), expected, rtol=0.05)
 
 
+@every_way
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_repeats_bit_for_bit(threads):
+def test_repeats_bit_for_bit(threads, way):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for dtype in (torch.float32, torch.bfloat16):
-            model = random_model(48, 2, 5, 2)
-            losses = [steps(accelerated(model, dtype)) for _ in range(3)]
-            assert torch.equal(losses[0], losses[1])
-            assert torch.equal(losses[0], losses[2])
+        model = random_model(48, 2, 5, 2)
+        losses = [steps(accelerated(model, *way)) for _ in range(3)]
+        assert torch.equal(losses[0], losses[1])
+        assert torch.equal(losses[0], losses[2])
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_choice_yet(monkeypatch):
+    """The next choice of arithmetic is made anew, from the file or the clock."""
+    monkeypatch.delenv("CONVMIXER_BF16", raising=False)
+    fast.faster_here.cache_clear()
+    yield
+    fast.faster_here.cache_clear()
+
+
+@bfloat16_ways
+def test_arithmetic_that_is_asked_for(arithmetic, monkeypatch, no_choice_yet):
+    """By the environment, without a look at the clock; it is what a model then works with."""
+    monkeypatch.setattr(fast, "time_a_block", None)
+    monkeypatch.setattr(fast, "kept_choice", None)
+    monkeypatch.setenv("CONVMIXER_BF16", arithmetic)
+    assert fast.bfloat16_arithmetic() == arithmetic
+    model = random_model(24, 1, 5, 2)
+    found, x = accelerated(model, torch.bfloat16), torch.randn(4, 3, 16, 16)
+    expected = {other: accelerated(model, torch.bfloat16, other)(x) for other in fast.arithmetics()}
+    assert torch.equal(found(x), expected.pop(arithmetic))
+    assert not any(torch.equal(found(x), other) for other in expected.values())
+
+
+def test_arithmetic_that_is_not_there(monkeypatch):
+    """One line that says what can be asked for, and a model that stays as it was."""
+    monkeypatch.setattr(fast, "arithmetics", lambda: ("float32",))
+    assert fast.bfloat16_arithmetic() == "float32"
+    for asked in ("dot", "float16"):
+        monkeypatch.setenv("CONVMIXER_BF16", asked)
+        model = ConvMixer(16, 1, 3, 2)
+        with pytest.raises(ValueError, match=f"^CONVMIXER_BF16={asked}: on this processor it can be float32$"):
+            fast.accelerate(model, torch.bfloat16)
+        assert type(model) is ConvMixer
+        assert fast.accelerate(model, torch.float32) is None  # which has nothing to choose
+
+
+def test_dot_products_must_be_clearly_faster():
+    seconds = [(1.0, 0.5, "dot"), (1.0, 0.9, "dot"), (1.0, 0.95, "float32"), (1.0, 1.0, "float32"), (1.0, 2, "float32")]
+    for float32, dot, choice in seconds:
+        assert fast.faster({"float32": float32, "dot": dot}) == choice
+
+
+def test_choice_is_kept(tmp_path):
+    """Timed once: then the file is believed, whatever the clock would say."""
+    path, measured = tmp_path / "fast-key.json", []
+
+    def measure() -> dict[str, float]:
+        measured.append({"float32": 1.0, "dot": 0.5 + len(measured)})
+        return measured[-1]
+
+    assert [fast.kept_choice(path, measure) for _ in range(3)] == ["dot"] * 3
+    assert len(measured) == 1
+    assert json.loads(path.read_text()) == {"bfloat16_arithmetic": "dot", "seconds": measured[0]}
+    assert list(tmp_path.iterdir()) == [path]
+    for garbage in (
+        b"",
+        b"\xff\x00",
+        b"[]",
+        b"{}",
+        b'{"bfloat16_arithmetic": "dots"}',
+        b'{"bfloat16_arithmetic": ["dot"]}',
+    ):
+        path.write_bytes(garbage)
+        assert fast.kept_choice(path, measure) == "float32"
+        assert fast.read_choice(path) == "float32"
+
+
+def test_first_process_to_write_decides(tmp_path):
+    path = tmp_path / "fast-key.json"
+
+    def slower_process() -> dict[str, float]:
+        assert fast.kept_choice(path, lambda: {"float32": 1.0, "dot": 0.5}) == "dot"
+        return {"float32": 0.5, "dot": 1.0}
+
+    assert fast.kept_choice(path, slower_process) == "dot"
+    assert fast.read_choice(path) == "dot"
+
+
+def test_choice_that_cannot_be_kept(tmp_path):
+    """There is no such folder, nor can there be."""
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "missing"):
+        assert fast.kept_choice(folder / "fast-key.json", lambda: {"float32": 1.0, "dot": 0.5}) == "dot"
+
+
+def test_timing_leaves_no_trace(no_choice_yet):
+    """The caller's random numbers and modes are as they were, and both ways were timed."""
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with torch.inference_mode():
+        seconds = fast.time_a_block()
+        assert torch.is_inference_mode_enabled()
+    assert torch.equal(torch.rand(3), expected)
+    assert set(seconds) == set(fast.arithmetics())
+    assert all(0 < each < 10 for each in seconds.values())
 
 
 SCRIPT = """
 import sys, torch
 sys.path.insert(0, "tests")
 from test_fast import accelerated, random_model, steps
-print("loss", steps(accelerated(random_model(16, 1, 3, 2))).double().sum().item().hex())
+for dtype in (torch.float32, torch.bfloat16):
+    print("loss", steps(accelerated(random_model(16, 1, 3, 2), dtype)).double().sum().item().hex())
 """
 
 
@@ -266,14 +381,15 @@ def run_python(script: str, **environment: str) -> subprocess.Popen:
 
 
 def test_two_processes_compile_at_once(tmp_path):
-    """Into an empty cache; both succeed, say so in a line, give the same bits, and leave one file."""
-    both = [run_python(SCRIPT, XDG_CACHE_HOME=str(tmp_path)) for _ in range(2)]
+    """Into an empty cache; both succeed, say so in a line, give the same bits, and leave the code and their choice."""
+    both = [run_python(SCRIPT, XDG_CACHE_HOME=str(tmp_path), CONVMIXER_BF16="") for _ in range(2)]
     (out, said), (other, _) = (process.communicate(timeout=200) for process in both)
     assert all(process.returncode == 0 for process in both)
     assert out.startswith("loss")
     assert out == other
     assert "compiling lib/fast.c" in said
-    assert [path.suffix for path in (tmp_path / "convmixer-cifar10").iterdir()] == [".so"]
+    kept = sorted(path.suffix for path in (tmp_path / "convmixer-cifar10").iterdir())
+    assert kept == ([".json", ".so"] if "dot" in fast.arithmetics() else [".so"])
 
 
 def test_no_compiler(tmp_path):
