@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from lib import native
 from lib.model import ConvMixer
+from lib.params import ParameterError
 
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16"}  # how activations are stored: the suffix of the entries
 DOT = "bf16_dot"  # the suffix of those that multiply activations in bfloat16 with dot products
@@ -458,11 +459,11 @@ def arithmetics() -> tuple[str, ...]:
 def bfloat16_arithmetic() -> str:
     """What multiplies activations in bfloat16 in this process: "float32" or "dot".
 
-    The one that $CONVMIXER_BF16 names (ValueError where it is not there), otherwise the faster one on this processor.
+    The one that $CONVMIXER_BF16 names (ParameterError where it is not there), or the faster one on this processor.
     """
     there, asked = arithmetics(), os.environ.get("CONVMIXER_BF16")
     if asked and asked not in there:
-        raise ValueError(f"CONVMIXER_BF16={asked}: on this processor it can be {' or '.join(there)}")
+        raise ParameterError(f"CONVMIXER_BF16={asked}: on this processor it can be {' or '.join(there)}")
     return asked or (faster_here() if "dot" in there else "float32")
 
 

@@ -19,8 +19,6 @@ from lib.records import CLASSES, RecordError, span
 from lib.study import base_params
 from lib.train import Trained, TrainingError, estimate, fit, pick_device
 
-SIZES = ("kernel", "patch", "dim", "depth")
-
 
 def run(p: Params, say: Callable[[str], None] = print) -> dict:
     """Trains a run, or goes on with it, or does nothing if it is finished; returns its record (see records.py).
@@ -118,6 +116,7 @@ def make_record(p: Params, cifar: Arrays, trained: Trained, started: str) -> dic
             "threads": torch.get_num_threads(),
             "fast": trained.fast,
             "dtype": trained.dtype,
+            "bfloat16_products": trained.products,
         },
     }
 
@@ -164,8 +163,12 @@ def note_failure(folder: Path, p: Params, error: Exception) -> None:
 def announce(p: Params) -> str:
     """What will be trained, how long that takes on this machine, and how to ask for less."""
     folder = records.run_folder(p)
-    sizes = ", ".join(f"{name} {value}" for name, value in p.computed().items() if name in SIZES)
-    name = f"{p.study}/{folder.name}: {p.arch}{sizes and ' of '}{sizes}, {p.epochs} epochs"
+    networks = {
+        "convmixer": f"ConvMixer-{p.dim}/{p.depth}, kernel {p.kernel}, patch {p.patch}",
+        "vit": f"ViT-{p.dim}/{p.depth}, patch {p.patch}",
+        "cnn": "the three-layer CNN",
+    }
+    name = f"{p.study}/{folder.name}: {networks[p.arch]}, {p.epochs} epochs"
     if (folder / records.RESULT).exists() and not p.force:
         return f"{name}; there is a record of it"
     recipe(p)

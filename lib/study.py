@@ -2,10 +2,11 @@
 
 params/studies/NAME.yaml holds the overrides that all its runs share and, beside them, `settings` (files of
 params/settings/, in the report's order) and `seeds`. A setting's own overrides come after the study's; an entry
-of `settings` may be a mapping {name: {overrides}} where this study wants a setting changed.
+of `settings` may be a mapping {name: {overrides}} where this study wants a setting changed, or other seeds for it.
 """
 
 import dataclasses
+from itertools import repeat
 from pathlib import Path
 
 import yaml
@@ -96,16 +97,20 @@ def load(name: str) -> Study:
     base = _named(path, values)
     if base.study != name:
         raise ParameterError(f"{shown(path)}: says study: {base.study}, its file name says {name}")
-    seeds = values.get("seeds", [base.seed])
-    if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
-        raise ParameterError(f"{shown(path)}: seeds: give a list of different whole numbers")
+    seeds = _seeds(values.get("seeds", [base.seed]), path)
     asked = values.get("settings", [])
     if not isinstance(asked, list) or not asked:
         raise ParameterError(f"{shown(path)}: settings: give a list of files in params/settings/")
     shared = {name: value for name, value in values.items() if name not in ("settings", "seeds")}
+    entries = [
+        (setting, overrides, overrides.pop("seeds", seeds)) for setting, overrides in map(_entry, asked, repeat(path))
+    ]
+    seeds = list(dict.fromkeys(seed for *_, own in entries for seed in _seeds(own, path)))
     runs: dict[str, Run] = {}
-    for seed in seeds:
-        for setting, overrides in (_entry(item, path) for item in asked):
+    for seed in seeds:  # the first seed of every setting, then the second
+        for setting, overrides, own in entries:
+            if seed not in own:
+                continue
             file = PARAMS / "settings" / f"{setting}.yaml"
             params = _named(file, {**shared, **read_yaml(file), **overrides, "seed": seed})
             run = Run(run_name(params, base), params, (setting,))
@@ -116,11 +121,17 @@ def load(name: str) -> Study:
     return Study(name, _comment(path), base, tuple(runs.values()), tuple(int(seed) for seed in seeds))
 
 
+def _seeds(seeds, path: Path) -> list:
+    if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
+        raise ParameterError(f"{shown(path)}: seeds: give a list of different whole numbers")
+    return seeds
+
+
 def _entry(item, path: Path) -> tuple[str, dict]:
     """An entry of `settings` as a name and this study's overrides of it."""
     name, overrides = next(iter(item.items())) if isinstance(item, dict) and len(item) == 1 else (item, {})
     if isinstance(name, str) and Path(name).name == name and isinstance(overrides, dict):
-        return name, overrides
+        return name, dict(overrides)
     raise ParameterError(f"{shown(path)}: settings: {item!r} is neither a name nor `name: {{overrides}}`")
 
 

@@ -48,6 +48,7 @@ class Trained:
     peak_memory_mb: float  # of the process, or of the GPU where there is one
     fast: bool | str  # True, or why the native layers were not used
     dtype: str  # see `arithmetic`
+    products: str | None  # what multiplies bfloat16 in the native layers: see fast.bfloat16_arithmetic
     checkpoints: int
     resumed: int  # how often the run went on from a checkpoint
 
@@ -182,6 +183,7 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
     optimizer = make_optimizer(p, model)
     scaler = torch.amp.GradScaler(device.type, enabled=p.dtype == "float16")
     dtype = arithmetic(p, device, native)
+    products = fast.bfloat16_arithmetic() if native is True and dtype == "bfloat16" else None
     torch.backends.cudnn.deterministic = True  # a resumed run repeats what was lost; without effect elsewhere
 
     images, labels = cifar["train_images"], cifar["train_labels"]
@@ -211,6 +213,8 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
         seconds, epoch_seconds, train_seconds = state["seconds"], state["epoch_seconds"], state["train_seconds"]
         memory, saved_count, resumed = state["memory"], state["checkpoints"], state["resumed"] + 1
         say(f"going on from epoch {epoch + 1} of {p.epochs}, step {step} of {steps}")
+        if (begun_with := state.get("products", products)) != products:
+            say(f"begun with {begun_with} products of bfloat16, {products} ones are faster here: rounding will differ")
 
     begun = mark = time.perf_counter()
     last_saved = last_said = started = time.monotonic()
@@ -241,6 +245,7 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
         saved_count += 1
         state = {
             "fingerprint": p.fingerprint, "params": p.computed(), "numerics": NUMERICS, "dtype": dtype,
+            "products": products,
             "model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
             "epoch": epoch, "step": step, "history": history, "best": best, "losses": losses, "seconds": seconds,
             "epoch_seconds": epoch_seconds, "train_seconds": train_seconds, "memory": max(memory, peak_memory(device)),
@@ -308,7 +313,9 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
         test, selected = measure(cifar["test_images"], cifar["test_labels"]), best["epoch"]
     lap()
     memory = max(memory, peak_memory(device))
-    return Trained(model, history, selected, test, last_test, seconds, memory, native, dtype, saved_count, resumed)
+    return Trained(
+        model, history, selected, test, last_test, seconds, memory, native, dtype, products, saved_count, resumed
+    )
 
 
 def refuse_other(state: dict, p: Params, dtype: str, folder: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lib import fast
 from lib.model import ConvMixer
+from lib.params import ParameterError
 
 pytestmark = pytest.mark.skipif(fast.compiled() is None, reason="no C compiler here")
 
@@ -296,7 +297,7 @@ def test_arithmetic_that_is_not_there(monkeypatch):
     for asked in ("dot", "float16"):
         monkeypatch.setenv("CONVMIXER_BF16", asked)
         model = ConvMixer(16, 1, 3, 2)
-        with pytest.raises(ValueError, match=f"^CONVMIXER_BF16={asked}: on this processor it can be float32$"):
+        with pytest.raises(ParameterError, match=f"^CONVMIXER_BF16={asked}: on this processor it can be float32$"):
             fast.accelerate(model, torch.bfloat16)
         assert type(model) is ConvMixer
         assert fast.accelerate(model, torch.float32) is None  # which has nothing to choose
@@ -398,6 +399,7 @@ def test_no_compiler(tmp_path):
 import torch
 from lib import fast
 from lib.model import ConvMixer
+from lib.params import ParameterError
 model = ConvMixer(16, 1, 3, 2)
 print(fast.accelerate(model), type(model).__name__, tuple(model(torch.randn(2, 3, 8, 8)).shape), sep="; ")
 """

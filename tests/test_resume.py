@@ -52,6 +52,20 @@ def outcome(trained: train.Trained) -> dict:
     return {"weights": weights, "history": history, "tests": tests, "selected": trained.selected_epoch}
 
 
+def test_a_run_that_goes_on_with_other_products_says_so(few, tmp_path, monkeypatch):
+    p, lines = Params.of(**SMALL, dtype="bfloat16"), []
+    with monkeypatch.context() as patch:
+        break_off(patch, (train, "train_step"), 5)
+        with pytest.raises(BrokenOff):
+            train.fit(p, few, tmp_path, say=lambda _: None)
+    state = checkpoint.load(tmp_path)
+    others = {"dot": "float32", "float32": "dot"}
+    checkpoint.save(tmp_path, {**state, "products": others[state["products"]]})
+    train.fit(p, few, tmp_path, say=lines.append)
+    assert [line for line in lines if "products of bfloat16" in line and state["products"] in line]
+    assert not any("products" in line for line in lines[2:])
+
+
 def break_off(monkeypatch, place, calls: int) -> None:
     """Makes the function `place` (module, name) raise instead of returning from its call number `calls`."""
     module, name = place

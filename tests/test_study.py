@@ -59,6 +59,15 @@ def test_a_study_may_change_a_setting_and_a_setting_changes_the_study(params_fol
     assert [run.params.seed for run in studies.load("s").runs_of("patch-1")] == [3, 4]
 
 
+def test_a_setting_may_have_seeds_of_its_own(params_folder):
+    text = "study: s\nseeds: [3]\nsettings: [patch-1: {seeds: [3, 5]}, kernel-3]\n"
+    (params_folder / "studies" / "s.yaml").write_text(text)
+    assert [run.name for run in studies.load("s").runs] == ["k9-p1-seed3", "k3-p1-seed3", "k9-p1-seed5"]
+    (params_folder / "studies" / "s.yaml").write_text(text.replace("[3, 5]", "[5, 5]"))
+    with pytest.raises(ParameterError, match="seeds: give a list of different"):
+        studies.load("s")
+
+
 BROKEN = [
     (b"- a\n- b\n", "line 1: give `name: value` lines, this is a list"),
     (b"", "line 1: give `name: value` lines, this is empty"),
