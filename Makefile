@@ -32,7 +32,7 @@ $(READY): pyproject.toml
 	@touch $@
 
 data: $(READY)
-	@$(BIN)/python -m lib.download
+	@$(BIN)/python -m lib.data.download
 
 runs: $(READY)
 	@$(BIN)/python -m lib.runs $(STUDY) --jobs $(JOBS)
@@ -48,7 +48,7 @@ status: $(READY)
 	@$(BIN)/python -m lib.runs $(STUDY) --status
 
 import: $(READY)
-	@$(BIN)/python -m lib.collect "$(FROM)"
+	@$(BIN)/python -m lib.runs.collect "$(FROM)"
 
 # Files side by side: most of a test of the whole pipeline is one core's imports.
 test: $(READY) data
@@ -62,7 +62,7 @@ bench: $(READY)
 
 # Published records stand apart, so that a clone trains its own: make report readme CONVMIXER_REPORTS=reports/published
 readme: $(READY)
-	@CONVMIXER_REPORTS=reports/published $(BIN)/python -m lib.readme
+	@CONVMIXER_REPORTS=reports/published $(BIN)/python -m lib.report.readme
 
 # In a container one is often root, which Jupyter refuses unless told.
 lab: $(READY)

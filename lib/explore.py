@@ -8,8 +8,8 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from lib import records
-from lib.data import plain_batches
-from lib.download import cifar10  # noqa: F401  the notebook's
+from lib.data.download import cifar10  # noqa: F401  the notebook's
+from lib.data.loader import plain_batches
 from lib.model import ConvMixer, network
 from lib.params import Params
 from lib.records import CLASSES, RecordError

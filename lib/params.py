@@ -43,7 +43,7 @@ CHOICES = {
 
 # Where, how fast and under which label a run is trained; not what it computes.
 LABELS = (
-    "test_batch_size", "device", "fast", "compile", "workers", "checkpoint_minutes",
+    "test_batch_size", "device", "native", "compile", "workers", "checkpoint_minutes",
     "data_dir", "study", "setting", "force",
 )  # fmt: skip
 
@@ -98,7 +98,7 @@ class Params:
     # how it is run: none of these changes what is computed
     test_batch_size: int = 100  # images a step in evaluation
     device: str = "auto"  # auto, cpu, cuda or mps
-    fast: bool = True  # the native CPU layers, where they can run
+    native: bool = True  # the native CPU layers, where they can run
     compile: bool = False  # torch.compile
     workers: int = 0  # data loading processes
     checkpoint_minutes: float = 5.0  # between checkpoints inside an epoch
@@ -238,7 +238,7 @@ def _check(p: Params) -> None:
         need(kind is not float or math.isfinite(getattr(p, name)), name, "give a finite number")
     for name, allowed in CHOICES.items():
         need(getattr(p, name) in allowed, name, f"give one of {', '.join(allowed)}")
-    forms = r"none|torchvision-\d{1,2}-\d{1,2}|rand-[a-z0-9.-]{1,40}"  # exactly: lib.randaugment.parse
+    forms = r"none|torchvision-\d{1,2}-\d{1,2}|rand-[a-z0-9.-]{1,40}"  # exactly: lib.data.randaugment.parse
     need(bool(re.fullmatch(forms, p.randaugment)), "randaugment", "give none, torchvision-2-9 or a timm string")
     for name in ("kernel", "dim", "depth", "epochs", "batch_size", "test_batch_size"):
         need(getattr(p, name) >= 1, name, "give 1 or more")

@@ -36,7 +36,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 RESULT, ARRAYS, PROGRESS, FAILURE = "result.json", "arrays.npz", "progress.json", "failure.json"
 PART = ".part"  # the end of a temporary file's name
-BENCH, BENCH_SCHEMA = "bench/bench.json", 2
+BENCH, BENCH_SCHEMA = "bench/bench.json", 3
 NOTEBOOK, WEIGHTS, CHECKPOINT = "train.ipynb", "weights.safetensors", "checkpoint.pt"
 
 # What a record must hold for the tables and figures; anything else in it is for the reader.

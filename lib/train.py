@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib import checkpoint, data, fast, records
-from lib.augment import Augment
-from lib.download import Arrays
-from lib.draws import order
-from lib.mix import mix
+from lib import checkpoint, records
+from lib.data import loader
+from lib.data.augment import Augment
+from lib.data.download import Arrays
+from lib.data.draws import order
+from lib.data.mix import mix
 from lib.model import network
+from lib.native import layers
 from lib.params import NUMERICS, Params, UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -46,9 +48,9 @@ class Trained:
     last_test: dict  # of the last epoch's
     seconds: float  # training and evaluation, over all attempts
     peak_memory_mb: float  # of the process, or of the GPU where there is one
-    fast: bool | str  # True, or why the native layers were not used
+    native: bool | str  # True, or why the native layers were not used
     dtype: str  # see `arithmetic`
-    products: str | None  # what multiplies bfloat16 in the native layers: see fast.bfloat16_arithmetic
+    products: str | None  # what multiplies bfloat16 in the native layers: see layers.bfloat16_arithmetic
     checkpoints: int
     resumed: int  # how often the run went on from a checkpoint
 
@@ -95,12 +97,12 @@ def build(p: Params, device: torch.device) -> tuple[nn.Module, Callable[[Tensor]
     dtype = DTYPES[p.dtype]
     if dtype == torch.float16 and device.type != "cuda":
         raise TrainingError(f"dtype=float16: not trained on {device.type}, give dtype=bfloat16 or float32")
-    if not p.fast:
-        native = "fast=False"
+    if not p.native:
+        native = "native=False"
     elif p.compile:
         native = "compile=True"
     else:
-        native = fast.accelerate(model, dtype) or True
+        native = layers.accelerate(model, dtype) or True
     called = torch.compile(model) if p.compile else model
     if arithmetic(p, device, native) != p.dtype:
         dtype = torch.float32
@@ -159,7 +161,7 @@ def evaluate(p: Params, model: nn.Module, forward, images: np.ndarray, labels: n
     """
     device = next(model.parameters()).device
     model.eval()
-    batches = data.plain_batches(images, p.test_batch_size, p.std)
+    batches = loader.plain_batches(images, p.test_batch_size, p.std)
     logits = torch.cat([forward(batch.to(device, non_blocking=True)) for batch in batches]).cpu()
     model.train()
     loss = F.cross_entropy(logits.double(), torch.from_numpy(labels.astype(np.int64)))
@@ -177,23 +179,23 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
 
     Raises TrainingError (NaN loss, no such device), checkpoint.CheckpointError, OSError (a full disk).
     """
-    fast.keep_memory()
+    layers.keep_memory()
     device = pick_device(p.device)
     model, forward, native = build(p, device)
     optimizer = make_optimizer(p, model)
     scaler = torch.amp.GradScaler(device.type, enabled=p.dtype == "float16")
     dtype = arithmetic(p, device, native)
-    products = fast.bfloat16_arithmetic() if native is True and dtype == "bfloat16" else None
+    products = layers.bfloat16_arithmetic() if native is True and dtype == "bfloat16" else None
     torch.backends.cudnn.deterministic = True  # a resumed run repeats what was lost; without effect elsewhere
 
     images, labels = cifar["train_images"], cifar["train_labels"]
-    train_rows, val_rows = data.split(labels, p.val_size, p.train_size, p.seed)
+    train_rows, val_rows = loader.split(labels, p.val_size, p.train_size, p.seed)
     train_images, train_labels = images[train_rows], labels[train_rows]
     n = len(train_rows)
     few = slice(0, min(TRAIN_EVAL, n))
-    recipe = data.recipe(p)
-    augment = Augment(train_images, recipe, p.seed, data.MEAN, data.STD[p.std])
-    steps = data.steps(n, p.batch_size)
+    recipe = loader.recipe(p)
+    augment = Augment(train_images, recipe, p.seed, loader.MEAN, loader.STD[p.std])
+    steps = loader.steps(n, p.batch_size)
 
     def measure(images: np.ndarray, labels: np.ndarray) -> dict:
         return evaluate(p, model, forward, images, labels)
@@ -260,7 +262,7 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
     first_done = epoch * steps + step  # of this attempt, for the time left
     while epoch < p.epochs:
         plan, shuffled = augment.plan(epoch), order(p.seed, epoch, n)
-        for x, y in data.batches(augment, train_labels, plan, shuffled, p.batch_size, step, p.workers, device):
+        for x, y in loader.batches(augment, train_labels, plan, shuffled, p.batch_size, step, p.workers, device):
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
             x, targets = mix(x, y, recipe, p.seed, epoch, step)
             lr = p.lr * schedule(p.schedule, (epoch * steps + step + 0.5) / (p.epochs * steps))
@@ -370,7 +372,7 @@ def estimate(p: Params) -> float | None:
 
 def _images_per_second(p: Params) -> float:
     """The speed of training, from a few steps."""
-    fast.keep_memory()
+    layers.keep_memory()
     device = pick_device(p.device)
     model, forward, _ = build(p, device)
     optimizer = make_optimizer(p, model)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from lib import download, records
+from lib import records
+from lib.data import download
 from lib.params import Params
 
 # A network that trains in a second: it learns little, but through every part of the code.

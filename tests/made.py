@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from lib import paper, records
+from lib import records
 from lib import study as studies
 from lib.params import NUMERICS
+from lib.report import published
 from lib.study import Study
 
 SETTINGS = [
-    *(f"kernel-{kernel}" for kernel in paper.KERNELS), *(f"patch-{patch}" for patch in paper.PATCHES),
+    *(f"kernel-{kernel}" for kernel in published.KERNELS), *(f"patch-{patch}" for patch in published.PATCHES),
     "lr-1e-4", "lr-1e-3", "lr-1e-2",
 ]  # fmt: skip
 LABELS = np.repeat(np.arange(10, dtype=np.uint8), 1000)
@@ -108,7 +109,7 @@ def record(run, order: float = 1.0, leak: bool = False) -> dict:
         "environment": {
             "python": "3.12.0", "torch": "0.0-made", "torchvision": "0.0-made", "timm": "0.0-made",
             "numpy": "0.0-made", "pillow": "0.0-made", "system": "Linux made-up", "cpu": "Made-Up Processor <1>",
-            "gpu": None, "threads": 2, "cores": 2, "device": "cpu", "fast": True, "commit": "0" * 40, "dirty": False,
+            "gpu": None, "threads": 2, "cores": 2, "device": "cpu", "native": True, "commit": "0" * 40, "dirty": False,
         },
     }  # fmt: skip
 
@@ -139,6 +140,8 @@ def bench(**images_per_second) -> dict:
         "ours": "ours, bfloat16",
         "over_default": 12.0,
         "over_tuned": 4.0,
+        "float32_over_default": None,
+        "float32_over_tuned": None,
         "share_of_bound": 0.6,
     }
     epochs = [{"name": "256/8 k=9 p=4", "data_share": 0.031}]

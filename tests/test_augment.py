@@ -18,10 +18,11 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms as tv
 from torchvision.transforms import InterpolationMode, autoaugment, functional
 
-from lib import augment, draws, mix, native, randaugment
-from lib.augment import FRAME, Augment, Plan, Recipe, normalise
-from lib.draws import order
-from lib.randaugment import OP, Code
+from lib.data import augment, draws, mix, randaugment
+from lib.data.augment import FRAME, Augment, Plan, Recipe, normalise
+from lib.data.draws import order
+from lib.data.randaugment import OP, Code
+from lib.native import compiler
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 FILL = (125, 123, 114)  # MEAN as bytes
@@ -54,8 +55,8 @@ def pictures(n: int, height: int = 32, width: int = 32, seed: int = 0) -> np.nda
 def applied_by(request, monkeypatch):
     """Runs a test with each of the two ways to apply a plan."""
     if request.param == "pillow":
-        monkeypatch.setattr(native, "load", lambda *_: None)
-    elif native.load("augment", "-ffp-contract=off") is None:
+        monkeypatch.setattr(compiler, "load", lambda *_: None)
+    elif compiler.load("augment", "-ffp-contract=off") is None:
         pytest.skip("no C compiler")
     return request.param
 
@@ -174,12 +175,12 @@ def test_resized_crops_are_exact(applied_by, size):
 @pytest.mark.parametrize("name", RECIPES)
 def test_c_and_pillow_agree(name, size, monkeypatch):
     """Whole recipes, every float of the result."""
-    if native.load("augment", "-ffp-contract=off") is None:
+    if compiler.load("augment", "-ffp-contract=off") is None:
         pytest.skip("no C compiler")
     maker = Augment(pictures(400, *size), RECIPES[name], 3, MEAN, STD)
     plan, indices = maker.plan(1), order(3, 1, 400)
     ours = maker.batch(plan, indices)
-    monkeypatch.setattr(native, "load", lambda *_: None)
+    monkeypatch.setattr(compiler, "load", lambda *_: None)
     theirs = maker.batch(plan, indices)
     assert ours.dtype == theirs.dtype == np.float32
     assert ours.tobytes() == theirs.tobytes()

@@ -6,7 +6,9 @@ import signal
 
 import pytest
 
-from lib import bench, fast, records
+from lib import records
+from lib.native import layers
+from lib.runs import bench
 
 TINY = bench.Network("tiny", 16, 1, 3, 4)
 
@@ -51,7 +53,7 @@ def test_ratios_take_the_fastest_of_each_side():
     assert bench.compare({})["over_tuned"] is None
 
 
-@pytest.mark.skipif(fast.compiled() is None, reason="no C compiler here")
+@pytest.mark.skipif(layers.compiled() is None, reason="no C compiler here")
 def test_record_of_a_whole_bench(record, tmp_path):
     (line,) = record["networks"]
     assert set(line["variants"]) == {bench.DEFAULT, "channels_last", "ours, bfloat16"}
@@ -63,7 +65,7 @@ def test_record_of_a_whole_bench(record, tmp_path):
     assert line["share_of_bound"] > 0
     assert record["limits"]["copy_gb_per_second"] > 0
     assert record["threads"] >= 1
-    assert record["bfloat16_arithmetic"] == fast.bfloat16_arithmetic()
+    assert record["bfloat16_arithmetic"] == layers.bfloat16_arithmetic()
     (whole,) = record["epochs"]
     assert whole["images_per_second"] > 0 and whole["data_share"] < 1
     records.write_json(tmp_path / "bench.json", record)  # it can be written

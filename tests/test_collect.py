@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 import made
-from lib import collect, records
-from lib.download import DIGEST
+from lib import records
+from lib.data.download import DIGEST
+from lib.runs import collect
 
 
 @pytest.fixture

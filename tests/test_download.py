@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lib import download
-from lib.data import MEAN, STD
-from lib.download import COPY, NPM_FILE, OFFICIAL, DataError
+from lib.data import download
+from lib.data.download import COPY, NPM_FILE, OFFICIAL, DataError
+from lib.data.loader import MEAN, STD
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ COLD = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from lib import download
+from lib.data import download
 
 folder, source = Path(sys.argv[1]), np.load(sys.argv[2])
 arrays = {name: source[name] for name in download.ARRAYS}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.data import MEAN, STD, as_images
+from lib.data.loader import MEAN, STD, as_images
 from lib.explore import look_inside, probabilities, receptive_field
 from lib.model import network
 from lib.params import Params

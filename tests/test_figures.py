@@ -3,7 +3,8 @@
 import pytest
 
 import made
-from lib import figures, records, tables
+from lib import records
+from lib.report import figures, tables
 
 OF_RUNS = (figures.learning_rates, figures.baseline, figures.kernel, figures.patch)
 

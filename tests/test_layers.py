@@ -1,4 +1,4 @@
-"""The fast layers against the plain ones in float64: outputs, every gradient, running statistics; and the ways out."""
+"""The native layers against the plain ones in float64: outputs, gradients, running statistics; and the ways out."""
 
 import copy
 import json
@@ -12,22 +12,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib import fast
 from lib.model import ConvMixer
+from lib.native import layers
 from lib.params import ParameterError
 
-pytestmark = pytest.mark.skipif(fast.compiled() is None, reason="no C compiler here")
+pytestmark = pytest.mark.skipif(layers.compiled() is None, reason="no C compiler here")
 
 # Relative error (norm of the difference over norm) in float32. In bfloat16 the measure is what autocast has on the
 # plain model: some gradients are small differences of large numbers, in which eight bits leave little for anyone.
 OUTPUT, GRADIENT = 2e-6, 1e-4
 
 # How activations are stored, and the arithmetic for them: all that this processor has.
-WAYS = [(torch.float32, None), *((torch.bfloat16, arithmetic) for arithmetic in fast.arithmetics())]
+WAYS = [(torch.float32, None), *((torch.bfloat16, arithmetic) for arithmetic in layers.arithmetics())]
 every_way = pytest.mark.parametrize(
     "way", WAYS, ids=lambda way: f"{way[0]} {way[1] or ''}".removeprefix("torch.").strip()
 )
-bfloat16_ways = pytest.mark.parametrize("arithmetic", fast.arithmetics())
+bfloat16_ways = pytest.mark.parametrize("arithmetic", layers.arithmetics())
 
 # dim, depth, kernel, patch, image size, batch
 SHAPES = [
@@ -52,7 +52,7 @@ def random_model(*size: int) -> ConvMixer:
 
 def accelerated(model: ConvMixer, dtype: torch.dtype = torch.float32, arithmetic: str | None = None) -> ConvMixer:
     model = copy.deepcopy(model)
-    assert fast.accelerate(model, dtype, arithmetic) is None
+    assert layers.accelerate(model, dtype, arithmetic) is None
     return model
 
 
@@ -71,7 +71,7 @@ def forward_backward(model: nn.Module, x: Tensor, to_logits: Tensor, to_features
 def three_ways(
     model: ConvMixer, x: Tensor, dtype: torch.dtype, arithmetic: str | None = None
 ) -> tuple[dict, dict, dict]:
-    """`forward_backward` of the fast layers, of the plain ones (in autocast for bfloat16), and in float64."""
+    """`forward_backward` of the native layers, of the plain ones (in autocast for bfloat16), and in float64."""
     n = x.shape[-1] // model.stem[0].stride[0]
     to_logits = torch.randn(len(x), model.head.out_features)
     to_features = torch.randn(len(x), model.head.in_features, n, n)
@@ -121,7 +121,7 @@ def test_gelu_and_its_slope_over_their_range(way):
     model.stem[0].bias.data.zero_()
     model.stem[2].eps = 0
     model.eval()
-    fast.accelerate(model, *way)
+    layers.accelerate(model, *way)
     inputs = x.clone().requires_grad_()
     out = model.stem(inputs)[:, :1]
     out.sum().backward()
@@ -249,7 +249,7 @@ def test_training_follows_the_plain_one():
     model = random_model(32, 2, 7, 2)
     expected = steps(copy.deepcopy(model).train())
     assert torch.allclose(steps(accelerated(model)), expected, rtol=1e-3)
-    for arithmetic in fast.arithmetics():
+    for arithmetic in layers.arithmetics():
         assert torch.allclose(steps(accelerated(model, torch.bfloat16, arithmetic)), expected, rtol=0.05)
 
 
@@ -271,53 +271,53 @@ def test_repeats_bit_for_bit(threads, way):
 def no_choice_yet(monkeypatch):
     """The next choice of arithmetic is made anew, from the file or the clock."""
     monkeypatch.delenv("CONVMIXER_BF16", raising=False)
-    fast.faster_here.cache_clear()
+    layers.faster_here.cache_clear()
     yield
-    fast.faster_here.cache_clear()
+    layers.faster_here.cache_clear()
 
 
 @bfloat16_ways
 def test_arithmetic_that_is_asked_for(arithmetic, monkeypatch, no_choice_yet):
     """By the environment, without a look at the clock; it is what a model then works with."""
-    monkeypatch.setattr(fast, "time_a_block", None)
-    monkeypatch.setattr(fast, "kept_choice", None)
+    monkeypatch.setattr(layers, "time_a_block", None)
+    monkeypatch.setattr(layers, "kept_choice", None)
     monkeypatch.setenv("CONVMIXER_BF16", arithmetic)
-    assert fast.bfloat16_arithmetic() == arithmetic
+    assert layers.bfloat16_arithmetic() == arithmetic
     model = random_model(24, 1, 5, 2)
     found, x = accelerated(model, torch.bfloat16), torch.randn(4, 3, 16, 16)
-    expected = {other: accelerated(model, torch.bfloat16, other)(x) for other in fast.arithmetics()}
+    expected = {other: accelerated(model, torch.bfloat16, other)(x) for other in layers.arithmetics()}
     assert torch.equal(found(x), expected.pop(arithmetic))
     assert not any(torch.equal(found(x), other) for other in expected.values())
 
 
 def test_arithmetic_that_is_not_there(monkeypatch):
     """One line that says what can be asked for, and a model that stays as it was."""
-    monkeypatch.setattr(fast, "arithmetics", lambda: ("float32",))
-    assert fast.bfloat16_arithmetic() == "float32"
+    monkeypatch.setattr(layers, "arithmetics", lambda: ("float32",))
+    assert layers.bfloat16_arithmetic() == "float32"
     for asked in ("dot", "float16"):
         monkeypatch.setenv("CONVMIXER_BF16", asked)
         model = ConvMixer(16, 1, 3, 2)
         with pytest.raises(ParameterError, match=f"^CONVMIXER_BF16={asked}: on this processor it can be float32$"):
-            fast.accelerate(model, torch.bfloat16)
+            layers.accelerate(model, torch.bfloat16)
         assert type(model) is ConvMixer
-        assert fast.accelerate(model, torch.float32) is None  # which has nothing to choose
+        assert layers.accelerate(model, torch.float32) is None  # which has nothing to choose
 
 
 def test_dot_products_must_be_clearly_faster():
     seconds = [(1.0, 0.5, "dot"), (1.0, 0.9, "dot"), (1.0, 0.95, "float32"), (1.0, 1.0, "float32"), (1.0, 2, "float32")]
     for float32, dot, choice in seconds:
-        assert fast.faster({"float32": float32, "dot": dot}) == choice
+        assert layers.faster({"float32": float32, "dot": dot}) == choice
 
 
 def test_choice_is_kept(tmp_path):
     """Timed once: then the file is believed, whatever the clock would say."""
-    path, measured = tmp_path / "fast-key.json", []
+    path, measured = tmp_path / "layers-key.json", []
 
     def measure() -> dict[str, float]:
         measured.append({"float32": 1.0, "dot": 0.5 + len(measured)})
         return measured[-1]
 
-    assert [fast.kept_choice(path, measure) for _ in range(3)] == ["dot"] * 3
+    assert [layers.kept_choice(path, measure) for _ in range(3)] == ["dot"] * 3
     assert len(measured) == 1
     assert json.loads(path.read_text()) == {"bfloat16_arithmetic": "dot", "seconds": measured[0]}
     assert list(tmp_path.iterdir()) == [path]
@@ -330,26 +330,26 @@ def test_choice_is_kept(tmp_path):
         b'{"bfloat16_arithmetic": ["dot"]}',
     ):
         path.write_bytes(garbage)
-        assert fast.kept_choice(path, measure) == "float32"
-        assert fast.read_choice(path) == "float32"
+        assert layers.kept_choice(path, measure) == "float32"
+        assert layers.read_choice(path) == "float32"
 
 
 def test_first_process_to_write_decides(tmp_path):
-    path = tmp_path / "fast-key.json"
+    path = tmp_path / "layers-key.json"
 
     def slower_process() -> dict[str, float]:
-        assert fast.kept_choice(path, lambda: {"float32": 1.0, "dot": 0.5}) == "dot"
+        assert layers.kept_choice(path, lambda: {"float32": 1.0, "dot": 0.5}) == "dot"
         return {"float32": 0.5, "dot": 1.0}
 
-    assert fast.kept_choice(path, slower_process) == "dot"
-    assert fast.read_choice(path) == "dot"
+    assert layers.kept_choice(path, slower_process) == "dot"
+    assert layers.read_choice(path) == "dot"
 
 
 def test_choice_that_cannot_be_kept(tmp_path):
     """There is no such folder, nor can there be."""
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "missing"):
-        assert fast.kept_choice(folder / "fast-key.json", lambda: {"float32": 1.0, "dot": 0.5}) == "dot"
+        assert layers.kept_choice(folder / "layers-key.json", lambda: {"float32": 1.0, "dot": 0.5}) == "dot"
 
 
 def test_timing_leaves_no_trace(no_choice_yet):
@@ -358,17 +358,17 @@ def test_timing_leaves_no_trace(no_choice_yet):
     expected = torch.rand(3)
     torch.manual_seed(5)
     with torch.inference_mode():
-        seconds = fast.time_a_block()
+        seconds = layers.time_a_block()
         assert torch.is_inference_mode_enabled()
     assert torch.equal(torch.rand(3), expected)
-    assert set(seconds) == set(fast.arithmetics())
+    assert set(seconds) == set(layers.arithmetics())
     assert all(0 < each < 10 for each in seconds.values())
 
 
 SCRIPT = """
 import sys, torch
 sys.path.insert(0, "tests")
-from test_fast import accelerated, random_model, steps
+from test_layers import accelerated, random_model, steps
 for dtype in (torch.float32, torch.bfloat16):
     print("loss", steps(accelerated(random_model(16, 1, 3, 2), dtype)).double().sum().item().hex())
 """
@@ -388,29 +388,29 @@ def test_two_processes_compile_at_once(tmp_path):
     assert all(process.returncode == 0 for process in both)
     assert out.startswith("loss")
     assert out == other
-    assert "compiling lib/fast.c" in said
+    assert "compiling lib/native/layers.c" in said
     kept = sorted(path.suffix for path in (tmp_path / "convmixer-cifar10").iterdir())
-    assert kept == ([".json", ".so"] if "dot" in fast.arithmetics() else [".so"])
+    assert kept == ([".json", ".so"] if "dot" in layers.arithmetics() else [".so"])
 
 
 def test_no_compiler(tmp_path):
     """One line in the log, a reason, and a plain model that works."""
     script = """
 import torch
-from lib import fast
+from lib.native import layers
 from lib.model import ConvMixer
 from lib.params import ParameterError
 model = ConvMixer(16, 1, 3, 2)
-print(fast.accelerate(model), type(model).__name__, tuple(model(torch.randn(2, 3, 8, 8)).shape), sep="; ")
+print(layers.accelerate(model), type(model).__name__, tuple(model(torch.randn(2, 3, 8, 8)).shape), sep="; ")
 """
     process = run_python(script, XDG_CACHE_HOME=str(tmp_path), CC="/nonexistent/cc")
     out, said = process.communicate(timeout=100)
-    assert out.strip() == "fast layers could not be compiled; ConvMixer; (2, 10)"
+    assert out.strip() == "native layers could not be compiled; ConvMixer; (2, 10)"
     assert len(said.strip().splitlines()) == 1
 
 
 def test_import_does_nothing(tmp_path):
-    process = run_python("import lib.fast", XDG_CACHE_HOME=str(tmp_path))
+    process = run_python("import lib.native.layers", XDG_CACHE_HOME=str(tmp_path))
     assert process.communicate(timeout=100) == ("", "")
     assert list(tmp_path.iterdir()) == []
 
@@ -428,7 +428,7 @@ def test_reasons_to_stay_plain():
     ]
     for model, dtype, word in cases:
         kind = type(model)
-        reason = fast.accelerate(model, dtype)
+        reason = layers.accelerate(model, dtype)
         assert word in reason
         assert len(reason.splitlines()) == 1
         assert type(model) is kind

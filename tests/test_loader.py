@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from lib import data
-from lib.augment import Augment, Recipe
-from lib.draws import order
+from lib.data import loader
+from lib.data.augment import Augment, Recipe
+from lib.data.draws import order
 
 
 @pytest.fixture
@@ -15,25 +15,25 @@ def labels(cifar):
 
 
 def test_the_split_is_stratified_disjoint_and_whole(labels):
-    train, val = data.split(labels, 5000, 0, seed=3)
+    train, val = loader.split(labels, 5000, 0, seed=3)
     assert np.bincount(labels[val]).tolist() == [500] * 10
     assert np.bincount(labels[train]).tolist() == [4500] * 10
     assert sorted(np.concatenate([train, val])) == list(range(50_000))
 
 
 def test_no_validation_split_trains_on_all(labels):
-    train, val = data.split(labels, 0, 0, seed=0)
+    train, val = loader.split(labels, 0, 0, seed=0)
     assert len(val) == 0 and train.tolist() == list(range(50_000))
 
 
 def test_the_split_belongs_to_the_seed(labels):
-    first, again, other = (data.split(labels, 1000, 2000, seed)[1] for seed in (0, 0, 1))
+    first, again, other = (loader.split(labels, 1000, 2000, seed)[1] for seed in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
 def test_a_smaller_training_set_is_balanced_part_of_a_larger_one_and_leaves_the_validation_split(labels):
-    small, val = data.split(labels, 1000, 500, seed=0)
-    large, same_val = data.split(labels, 1000, 5000, seed=0)
+    small, val = loader.split(labels, 1000, 500, seed=0)
+    large, same_val = loader.split(labels, 1000, 5000, seed=0)
     assert np.bincount(labels[small]).tolist() == [50] * 10
     assert set(small) < set(large) and np.array_equal(val, same_val)
 
@@ -41,8 +41,8 @@ def test_a_smaller_training_set_is_balanced_part_of_a_larger_one_and_leaves_the_
 def epoch_of(cifar, workers, first=0, batch_size=48, n=200):
     images, labels = cifar["train_images"][:n], cifar["train_labels"][:n]
     recipe = Recipe(crop="pad", flip=True, randaugment="torchvision-2-9", erasing=0.5)
-    augment = Augment(images, recipe, 0, data.MEAN, data.STD["pixels"])
-    return list(data.batches(augment, labels, augment.plan(1), order(0, 1, n), batch_size, first, workers))
+    augment = Augment(images, recipe, 0, loader.MEAN, loader.STD["pixels"])
+    return list(loader.batches(augment, labels, augment.plan(1), order(0, 1, n), batch_size, first, workers))
 
 
 def test_batches_do_not_depend_on_workers_or_on_where_they_start(cifar):
@@ -63,7 +63,7 @@ def test_batches_are_what_the_network_wants(cifar):
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert labels.dtype == torch.int64
     pixel = cifar["test_images"][3, 5, 7].astype(np.float64) / 255
-    for name, std in data.STD.items():
-        plain = next(data.plain_batches(cifar["test_images"], 100, name))
+    for name, std in loader.STD.items():
+        plain = next(loader.plain_batches(cifar["test_images"], 100, name))
         assert plain.shape == (100, 3, 32, 32)
-        np.testing.assert_allclose(plain[3, :, 5, 7], (pixel - data.MEAN) / std, rtol=1e-5)
+        np.testing.assert_allclose(plain[3, :, 5, 7], (pixel - loader.MEAN) / std, rtol=1e-5)

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from lib.owner import Locked, OwnerError, claim, holder, own
+from lib.runs.lock import Locked, OwnerError, claim, holder, own
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from lib.owner import own
+from lib.runs.lock import own
 
 with own(Path(sys.argv[1])):
     print("held", flush=True)

@@ -5,9 +5,9 @@ import torch
 from timm.models.convmixer import ConvMixer as TimmConvMixer
 from torch import nn
 
-from lib import paper
 from lib.model import CNN, ConvMixer, Residual, count_parameters, forward_macs, network
 from lib.params import Params
+from lib.report import published
 
 SHAPES = [(8, 2, 3, 1), (16, 1, 9, 2), (12, 3, 5, 4), (8, 1, 1, 8), (8, 2, 4, 2), (8, 1, 7, 16), (4, 1, 9, 32)]
 
@@ -57,12 +57,12 @@ def test_logits_equal_the_originals_with_the_same_weights(shape):
     torch.testing.assert_close(ours(images), theirs(images))
 
 
-@pytest.mark.parametrize("setting", paper.PARAMETERS, ids=str)
+@pytest.mark.parametrize("setting", published.PARAMETERS, ids=str)
 def test_sizes_are_the_published_ones(setting):
     kernel, patch = setting
     model = ConvMixer(256, 8, kernel, patch)
-    assert count_parameters(model) == paper.PARAMETERS[setting]
-    assert forward_macs(model) / 1e6 == pytest.approx(paper.MEGA_MACS[setting], abs=0.6)
+    assert count_parameters(model) == published.PARAMETERS[setting]
+    assert forward_macs(model) / 1e6 == pytest.approx(published.MEGA_MACS[setting], abs=0.6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

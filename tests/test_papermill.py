@@ -12,8 +12,9 @@ import pytest
 from nbclient.exceptions import DeadKernelError
 
 from copy_of import Copy
-from lib import papermill_plugin, records, study
-from lib.papermill_plugin import prepare
+from lib import records, study
+from lib.runs import papermill_plugin
+from lib.runs.papermill_plugin import prepare
 
 SMOKE = ("-f", "params/studies/smoke.yaml", "-p", "patch", "4", "-p", "epochs", "1")
 RUN = "reports/smoke/runs/k9-p4-epochs1-seed0"

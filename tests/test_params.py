@@ -109,7 +109,7 @@ OTHER = {
     "weight_decay": 0.5, "decay_1d": False, "eps": 1e-3, "clip": 1.0, "crop": "none", "crop_scale": 0.5,
     "crop_ratio": 1.0, "flip": False, "randaugment": "none", "jitter": 0.1, "erasing": 0.5, "erasing_mode": "pixel",
     "mixup": 0.0, "cutmix": 0.0, "mix_prob": 0.5, "label_smoothing": 0.1, "train_size": 500, "val_size": 100,
-    "select": "last", "seed": 1, "dtype": "bfloat16", "test_batch_size": 10, "device": "cpu", "fast": False,
+    "select": "last", "seed": 1, "dtype": "bfloat16", "test_batch_size": 10, "device": "cpu", "native": False,
     "compile": True, "workers": 2, "checkpoint_minutes": 1.0, "data_dir": "x", "study": "x", "setting": "x",
     "force": True,
 }  # fmt: skip

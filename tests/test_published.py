@@ -5,48 +5,57 @@ import sys
 
 import pytest
 
-from lib import paper
+from lib.report import published
 
 
 def test_the_differences_that_the_study_prints():
     printed = {"kernel-3": -7.96, "kernel-9": -6.94, "patch-1": -5.91, "patch-4": -11.65, "baseline": -6.90}
     for name, difference in printed.items():
-        figure = paper.OVERALL[name]
-        assert figure.accuracy - paper.original(figure.kernel, figure.patch).accuracy == pytest.approx(difference)
+        figure = published.OVERALL[name]
+        assert figure.accuracy - published.original(figure.kernel, figure.patch).accuracy == pytest.approx(difference)
     for setting, difference in {"kernel-5": -8.21, "kernel-7": -7.40, "patch-2": -8.70}.items():
-        figure = paper.printed(setting)
-        assert figure.accuracy - paper.original(figure.kernel, figure.patch).accuracy == pytest.approx(difference)
+        figure = published.printed(setting)
+        assert figure.accuracy - published.original(figure.kernel, figure.patch).accuracy == pytest.approx(difference)
 
 
 def test_the_abstracts_gain_and_the_inconsistent_baseline():
-    assert paper.printed("kernel-9").accuracy - paper.printed("kernel-3").accuracy == pytest.approx(3.29)
-    assert paper.all_printed(9, 1) == (88.94, 88.98, 89.97)
-    assert paper.BASELINE.accuracy == 88.94
+    assert published.printed("kernel-9").accuracy - published.printed("kernel-3").accuracy == pytest.approx(3.29)
+    assert published.all_printed(9, 1) == (88.94, 88.98, 89.97)
+    assert published.BASELINE.accuracy == 88.94
 
 
 def test_table_v_divides():
-    for row in paper.COMPUTE.values():
+    for row in published.COMPUTE.values():
         assert row.hours * 60 / row.epochs == pytest.approx(row.minutes_per_epoch)
 
 
 def test_every_figure_is_sourced_and_second_hand_ones_say_so():
-    figures = (paper.BASELINE, *paper.KERNEL, *paper.PATCH, *paper.ORIGINAL, *paper.SECOND_HAND, *paper.CONTEXT)
-    for figure in (*figures, *paper.OVERALL.values(), *paper.LAST_EPOCH.values()):
+    figures = (
+        published.BASELINE,
+        *published.KERNEL,
+        *published.PATCH,
+        *published.ORIGINAL,
+        *published.SECOND_HAND,
+        *published.CONTEXT,
+    )
+    for figure in (*figures, *published.OVERALL.values(), *published.LAST_EPOCH.values()):
         assert figure.source and 50 < figure.accuracy < 100
-    assert all(figure.source.startswith("second-hand") for figure in paper.SECOND_HAND)
-    assert {paper.original(9, 2).accuracy, paper.original(5, 1).accuracy} == {95.00, 95.19}
+    assert all(figure.source.startswith("second-hand") for figure in published.SECOND_HAND)
+    assert {published.original(9, 2).accuracy, published.original(5, 1).accuracy} == {95.00, 95.19}
 
 
 def test_last_epochs_are_never_above_the_printed_maximum():
-    for setting, figure in paper.LAST_EPOCH.items():
-        assert figure.accuracy <= paper.printed(setting).accuracy
+    for setting, figure in published.LAST_EPOCH.items():
+        assert figure.accuracy <= published.printed(setting).accuracy
 
 
 @pytest.mark.parametrize("setting", ["kernel-11", "patch-8", "kernel-", "lr-1e-3", "depth-4"])
 def test_what_was_not_published_is_none(setting):
-    assert paper.printed(setting) is None
+    assert published.printed(setting) is None
 
 
 def test_imports_the_standard_library_only():
-    code = "import sys; import lib.paper; print([m for m in ('numpy', 'pandas', 'torch') if m in sys.modules])"
+    code = (
+        "import sys; import lib.report.published; print([m for m in ('numpy', 'pandas', 'torch') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

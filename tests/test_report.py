@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import made
-from lib import report
+from lib.report import page
 from lib.study import ROOT
 
 CELLS = json.loads((ROOT / "notebooks" / "summary.ipynb").read_text(encoding="utf-8"))["cells"]
@@ -70,7 +70,7 @@ def build(copy: Path, *arguments: str, cwd: Path | None = None) -> subprocess.Co
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    kept = [p for p in folder.rglob("*") if p.is_file() and "runs" not in p.parts and p.name != report.EXECUTED]
+    kept = [p for p in folder.rglob("*") if p.is_file() and "runs" not in p.parts and p.name != page.EXECUTED]
     return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
 
 
@@ -128,7 +128,7 @@ def test_a_failing_notebook_is_one_line_and_keeps_the_old_page(copy):
     page = broken / "reports" / "none" / "index.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("the old page")
-    with (broken / "lib" / "words.py").open("a") as file:
+    with (broken / "lib" / "report" / "sentences.py").open("a") as file:
         file.write("\n\ndef short(study, runs):\n    raise ValueError('torn')\n")
     ran = build(broken, "none")
     assert ran.returncode == 1 and ran.stdout == ""
@@ -137,9 +137,9 @@ def test_a_failing_notebook_is_one_line_and_keeps_the_old_page(copy):
 
 
 def test_a_bad_study_is_one_line(copy, capsys):
-    assert report.main(["no-such"]) == 2
+    assert page.main(["no-such"]) == 2
     assert re.fullmatch(r"report: study=no-such: no params/studies/no-such.yaml, .*\n", capsys.readouterr().err)
-    assert report.main([]) == 2
+    assert page.main([]) == 2
     assert capsys.readouterr().err.startswith("usage: python -m lib.report STUDY")
 
 

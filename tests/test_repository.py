@@ -9,11 +9,12 @@ import nbformat
 import pytest
 import yaml
 
-from lib import readme, records
+from lib import records
+from lib.report import readme
 from lib.study import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MODULES = sorted((ROOT / "lib").glob("*.py"))
+MODULES = sorted((ROOT / "lib").rglob("*.py"))
 
 
 def test_conda_and_pip_users_get_the_same_pins():
@@ -45,7 +46,7 @@ def test_git_keeps_the_source_and_the_records_and_nothing_else_of_a_run():
 
     run = "reports/quick/runs/k9-p1-seed0"
     assert not ignored(
-        "lib/model.py", "lib/fast.c", f"{run}/result.json", f"{run}/arrays.npz", "reports/quick/index.html"
+        "lib/model.py", "lib/native/layers.c", f"{run}/result.json", f"{run}/arrays.npz", "reports/quick/index.html"
     )
     left_out = {
         f"{run}/{name}" for name in ("train.ipynb", "checkpoint.pt", "weights.safetensors", ".lock", "progress.json")
@@ -54,35 +55,77 @@ def test_git_keeps_the_source_and_the_records_and_nothing_else_of_a_run():
     assert ignored(*left_out) == left_out
 
 
-# What reads records, builds the page or starts runs.
-READERS = (
-    "params", "study", "paper", "owner", "records", "stats", "tables", "words", "figures", "show", "report", "runs",
-    "papermill_plugin", "run_figures", "readme",
-)  # fmt: skip
+# What each room of lib may import from the others at the top of its files; the files of lib/ itself go by name.
+# Whatever stands further down may import what stands above it, and nothing else.
+BELOW = {
+    "params": (),
+    "study": ("params",),
+    "records": ("params", "study"),
+    "model": ("params",),
+    "native": ("params", "model"),
+    "data": ("params", "study", "records", "native"),
+    "checkpoint": ("params", "records"),
+    "explore": ("params", "records", "model", "data"),
+    "train": ("params", "records", "model", "data", "native", "checkpoint"),
+    "runs": ("params", "study", "records", "model", "data", "checkpoint", "explore", "train"),
+    "report": ("params", "study", "records"),
+    "bench": ("runs",),
+}
+TORCH = ("torch", "torchvision", "timm", "safetensors")
 
 
-def imports(path):
-    """Modules of lib that a file imports at its top, and whether it imports torch there."""
-    names, torch = set(), False
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.module == "lib":
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib."):
-            names.add(node.module.split(".")[1])
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            words = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
-            torch |= any(word.split(".")[0] in ("torch", "torchvision", "timm") for word in words)
-    return names, torch
+def imports(path, anywhere=False):
+    """The modules that a file imports at its top (or anywhere), by their full names."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree) if anywhere else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module == "lib" or path_of(node.module).is_dir()):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
 
 
-def test_what_reads_records_imports_no_torch_not_even_through_another_module():
-    seen, todo = set(), set(READERS)
+def path_of(module):
+    return ROOT.joinpath(*module.split("."))
+
+
+def room(module):
+    """lib.data.loader -> data."""
+    return module.split(".")[1]
+
+
+def module_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_of)
+def test_imports_go_downwards_only(path):
+    here = room(module_of(path))
+    if here != "__init__":
+        above = {room(name) for name in imports(path) if name.startswith("lib.")} - {here, *BELOW[here]}
+        assert not above, f"lib's {here} must not import {above}"
+
+
+def test_imports_run_in_no_circle():
+    graph = {module_of(path): {name for name in imports(path) if name.startswith("lib.")} for path in MODULES}
+    done = set()
+    while left := graph.keys() - done:
+        free = {name for name in left if graph[name] <= done}
+        assert free, f"a circle among {sorted(left)}"
+        done |= free
+
+
+def test_a_report_is_built_without_torch_and_without_the_rooms_that_make_records():
+    """Neither by itself nor through what it imports; all_runs starts runs and needs no torch itself."""
+    seen, todo = set(), {module_of(path) for path in MODULES if room(module_of(path)) == "report"}
+    todo |= {"lib.runs.all_runs", "lib.runs.papermill_plugin", "lib.runs.collect"}
     while todo:
         name = todo.pop()
         seen.add(name)
-        names, torch = imports(ROOT / "lib" / f"{name}.py")
-        assert not torch, f"lib/{name}.py imports torch"
-        todo |= names - seen
+        found = set(imports(path_of(name).with_suffix(".py")))
+        assert not any(other.split(".")[0] in TORCH for other in found), f"{name} imports torch"
+        todo |= {other for other in found if other.startswith("lib.")} - seen
 
 
 def test_the_readme_says_what_the_published_records_say(monkeypatch):
@@ -91,19 +134,7 @@ def test_the_readme_says_what_the_published_records_say(monkeypatch):
     assert readme.filled(text) == text
 
 
-def test_imports_run_in_no_circle():
-    graph = {path.stem: imports(path)[0] - {path.stem} for path in MODULES}
-    done = set()
-    while left := {name for name in graph if name not in done}:
-        free = {name for name in left if graph[name] <= done}
-        assert free, f"a circle among {sorted(left)}"
-        done |= free
-
-
-def test_params_and_paper_need_the_standard_library_only():
-    for name in ("params", "paper"):
-        for node in ast.walk(ast.parse((ROOT / "lib" / f"{name}.py").read_text())):
-            if isinstance(node, ast.Import):
-                assert all(alias.name.split(".")[0] in sys.stdlib_module_names for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                assert node.module.split(".")[0] in {*sys.stdlib_module_names, "lib"}
+def test_parameters_and_published_figures_need_the_standard_library_only():
+    for name in ("params", "report/published"):
+        for module in imports(ROOT / "lib" / f"{name}.py", anywhere=True):
+            assert module.split(".")[0] in {*sys.stdlib_module_names, "lib"}

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 
 from lib import checkpoint, records, train
-from lib.data import steps
+from lib.data.loader import steps
 from lib.params import Params
 
 # Native layers, mixing, RandAugment and erasing (the defaults) in a training of a second; a checkpoint after each step.

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 
-from lib import checkpoint, params, records, run, train
+from lib import checkpoint, params, records, train
 from lib.checkpoint import CheckpointError
 from lib.model import ConvMixer, count_parameters
-from lib.owner import Locked, own
 from lib.params import NUMERICS, ParameterError
 from lib.records import RecordError
+from lib.runs import run
+from lib.runs.lock import Locked, own
 from lib.train import TrainingError
 
 

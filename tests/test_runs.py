@@ -12,9 +12,10 @@ import pytest
 
 import made
 from copy_of import Copy
-from lib import explore, records, runs
+from lib import explore, records
 from lib import study as studies
-from lib.download import DataError
+from lib.data.download import DataError
+from lib.runs import all_runs
 
 pytestmark = pytest.mark.timeout(900)  # whole trainings in real processes, perhaps on a machine that is busy
 
@@ -75,7 +76,7 @@ def test_status_is_a_table_of_every_run(copy):
     assert shown[1].split()[:3] == ["k3-p1-seed0", "done", "2/2"] and " %" in shown[1]
     assert shown[-1] == "4 of 4 runs of smoke are finished"
     missing = copy.run("python", "-m", "lib.runs", "quick", "--status").stdout
-    assert "missing  0/" in missing and "0 of 8 runs" in missing
+    assert "missing  0/" in missing and "0 of 27 runs" in missing
 
 
 def test_a_record_that_was_lost_is_trained_again_to_the_same_numbers(copy):
@@ -125,7 +126,7 @@ def test_a_run_that_fails_fails_every_time_and_the_others_go_on(copy):
 
 
 def test_an_unknown_study_is_one_line(capsys):
-    assert runs.main(["quik"]) == 2
+    assert all_runs.main(["quik"]) == 2
     assert capsys.readouterr().err.startswith("study=quik: no params/studies/quik.yaml, there are ")
 
 
@@ -136,11 +137,11 @@ def test_without_data_nothing_is_trained_and_what_is_finished_needs_none(monkeyp
     def unreachable(data_dir):
         raise DataError("CIFAR-10 could not be had")
 
-    monkeypatch.setattr(runs, "cifar10", unreachable)
-    assert runs.main([study.name]) == 1
+    monkeypatch.setattr(all_runs, "cifar10", unreachable)
+    assert all_runs.main([study.name]) == 1
     assert "CIFAR-10 could not be had" in capsys.readouterr().err
     made.fill(study)
-    assert runs.main([study.name]) == 0
+    assert all_runs.main([study.name]) == 0
     assert "made: 2 of 2 runs are finished" in capsys.readouterr().out
 
 
@@ -156,20 +157,20 @@ def test_a_run_that_another_process_finishes_at_this_moment_has_not_failed(monke
             made.fill(study)
         return "pid 1 on elsewhere" if len(asked) == 2 else None
 
-    monkeypatch.setattr(runs, "holder", finishing)
-    monkeypatch.setattr(runs, "cifar10", lambda data_dir: None)
-    monkeypatch.setattr(runs, "announce", lambda *_: "")
-    assert runs.main([study.name]) == 0
+    monkeypatch.setattr(all_runs, "holder", finishing)
+    monkeypatch.setattr(all_runs, "cifar10", lambda data_dir: None)
+    monkeypatch.setattr(all_runs, "announce", lambda *_: "")
+    assert all_runs.main([study.name]) == 0
     assert len(asked) == 3 and "left to pid 1 on elsewhere" in capsys.readouterr().out
 
 
 def test_the_time_is_measured_aside_and_said_where_it_could_not_be(monkeypatch, tmp_path):
     made.place(monkeypatch, tmp_path)
     study = made.plan(settings=["kernel-3", "kernel-9"])
-    assert re.search(r"2 of 2 runs to train, about .* in all: ", runs.announce(study, list(study.runs), 1))
+    assert re.search(r"2 of 2 runs to train, about .* in all: ", all_runs.announce(study, list(study.runs), 1))
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Aside)
     monkeypatch.setattr(Aside, "answers", [100.0, None])
-    text = runs.announce(study, list(study.runs), 1)
+    text = all_runs.announce(study, list(study.runs), 1)
     assert "about 2 min in all without 1 of them, whose time could not be measured: " in text
 
 
@@ -181,8 +182,10 @@ def killed(run):
 def test_a_measurement_that_is_killed_stops_nothing(monkeypatch, tmp_path):
     made.place(monkeypatch, tmp_path)
     study = made.plan(settings=["kernel-3", "kernel-9"])
-    monkeypatch.setattr(runs, "measured", killed)
-    assert "2 of 2 runs to train, in a time that could not be measured: " in runs.announce(study, list(study.runs), 1)
+    monkeypatch.setattr(all_runs, "measured", killed)
+    assert "2 of 2 runs to train, in a time that could not be measured: " in all_runs.announce(
+        study, list(study.runs), 1
+    )
 
 
 class Aside(concurrent.futures.Executor):
@@ -200,8 +203,9 @@ class Aside(concurrent.futures.Executor):
 
 
 def test_nothing_of_torch_is_needed_to_read_records():
-    code = "import sys; from lib import records, runs, study, tables, figures, stats; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([runs.sys.executable, "-c", code]).returncode == 0
+    modules = "from lib.runs import all_runs; from lib.report import page, tables, figures, sentences, run_figures"
+    code = f"import sys; {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([all_runs.sys.executable, "-c", code]).returncode == 0
 
 
 def test_settings_of_a_run_reach_the_notebook_whole(monkeypatch, tmp_path):
@@ -212,10 +216,10 @@ def test_settings_of_a_run_reach_the_notebook_whole(monkeypatch, tmp_path):
 
     monkeypatch.setattr(records, "REPORTS", tmp_path)
     given = []
-    monkeypatch.setattr(runs, "execute", lambda command, _: given.append(command))
+    monkeypatch.setattr(all_runs, "execute", lambda command, _: given.append(command))
     for name in studies.names():
         for run in studies.load(name).runs:
-            runs.train(studies.load(name), run, 1)
+            all_runs.train(studies.load(name), run, 1)
             values = yaml.safe_load(given[-1][given[-1].index("-y") + 1])
             assert Params.of(**values).replace(setting="") == run.params.replace(setting="")
             assert records.run_folder(Params.of(**values)).name == run.name

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from lib import stats
+from lib.report import stats
 
 
 def test_mean_is_students_interval():

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 import made
-from lib import cells, figures, paper, records, show, tables, words
+from lib import records
 from lib import study as studies
+from lib.report import cells, figures, published, sentences, show, tables
 
 EVERY = (
     tables.baseline, tables.kernel, tables.patch, tables.overall, tables.others, tables.sweep, tables.selection,
@@ -98,10 +99,10 @@ def test_a_new_setting_is_a_row_without_published_figures(home):
     (home / "params/settings/narrow.yaml").write_text("# Both at once.\nkernel: 5\npatch: 2\n")
     runs = runs_of(made.plan(settings=["kernel-9", "kernel-11", "narrow"]))
     table = tables.kernel(runs)
-    assert list(table["setting"]) == [*(f"kernel-{k}" for k in paper.KERNELS), "kernel-11"]
+    assert list(table["setting"]) == [*(f"kernel-{k}" for k in published.KERNELS), "kernel-11"]
     assert list(table["status"]) == ["not asked for"] * 3 + ["done"] * 2
     assert np.isnan(table.iloc[-1]["study"]) and table.iloc[-1]["ours"] > 0
-    assert words.others(runs)[0].startswith("`narrow` reaches ") and "92.60 (locuslab" in words.others(runs)[0]
+    assert sentences.others(runs)[0].startswith("`narrow` reaches ") and "92.60 (locuslab" in sentences.others(runs)[0]
     (other,) = tables.others(runs).to_dict("records")
     assert other["setting"] == "narrow" and "92.60 (locuslab" in other["published"]
 
@@ -149,8 +150,8 @@ def test_no_validation_split(home):
         history = [epoch | {"val_loss": None, "val_acc": None} for epoch in record["history"]]
         made.write(study, run, record | {"history": history})
     runs = records.load(study)
-    assert tables.sweep(runs)["ours"].isna().all() and words.learning_rate(study, runs) == []
-    assert words.baseline(runs) and tables.kernel(runs)["ours"].notna().all()
+    assert tables.sweep(runs)["ours"].isna().all() and sentences.learning_rate(study, runs) == []
+    assert sentences.baseline(runs) and tables.kernel(runs)["ours"].notna().all()
 
 
 def test_a_sweep_that_watches_the_test_set_says_so(home):
@@ -161,7 +162,7 @@ def test_a_sweep_that_watches_the_test_set_says_so(home):
         made.write(study, run, record | {"history": history})
     runs = records.load(study)
     assert (tables.sweep(runs)["images"] == "test").all()
-    assert "% on the test images" in words.learning_rate(study, runs)[0]
+    assert "% on the test images" in sentences.learning_rate(study, runs)[0]
     assert figures.learning_rates(runs).axes[0].get_ylabel() == "test accuracy (%)"
     assert "a leak" in " ".join(text.get_text() for text in figures.baseline(runs).legends[0].get_texts())
 
@@ -171,7 +172,7 @@ def test_no_runs_name_the_command(home):
     runs = records.load(study)
     for make in EVERY:
         assert isinstance(make(runs), pd.DataFrame)
-    assert "`make runs STUDY=made`" in words.progress(study, runs)[0] and len(words.short(study, runs)) == 1
+    assert "`make runs STUDY=made`" in sentences.progress(study, runs)[0] and len(sentences.short(study, runs)) == 1
 
 
 def test_csv_gives_the_numbers_back(home):
@@ -194,26 +195,26 @@ def test_sentences_follow_the_numbers(home):
     reversed_ = runs_of(made.plan("down", seeds=range(5)), order=-1)
     single = runs_of(made.plan("single"))
     for what in ("kernel", "patch"):
-        assert words.ablation(as_predicted, what)[0].startswith("The order is as predicted")
-        assert words.ablation(reversed_, what)[0].startswith("The order is not as predicted")
-        assert any("n=1" in sentence for sentence in words.ablation(single, what))
-        assert any("seed noise is not ruled out" in sentence for sentence in words.ablation(single, what))
-        assert any("Page's trend test over 5 seeds" in sentence for sentence in words.ablation(as_predicted, what))
+        assert sentences.ablation(as_predicted, what)[0].startswith("The order is as predicted")
+        assert sentences.ablation(reversed_, what)[0].startswith("The order is not as predicted")
+        assert any("n=1" in sentence for sentence in sentences.ablation(single, what))
+        assert any("seed noise is not ruled out" in sentence for sentence in sentences.ablation(single, what))
+        assert any("Page's trend test over 5 seeds" in sentence for sentence in sentences.ablation(as_predicted, what))
 
 
 def test_sentences_name_a_gap(home):
     study = made.plan()
     runs = runs_of(study, skip={study.runs_of("kernel-5")[0].name})
-    assert words.ablation(runs, "kernel")[0].startswith("As far as there are runs to compare")
-    assert "8 of 9 runs" in words.progress(study, runs)[0]
+    assert sentences.ablation(runs, "kernel")[0].startswith("As far as there are runs to compare")
+    assert "8 of 9 runs" in sentences.progress(study, runs)[0]
 
 
 def test_numbers_in_sentences_are_those_of_the_tables(home):
     study = made.plan(seeds=range(3))
     runs = runs_of(study)
     row = tables.baseline(runs).iloc[0]
-    assert f"{row['ours']:.2f} ± {row['half']:.2f} % (n=3)" in words.baseline(runs)[0]
-    best = words.learning_rate(study, runs)[0]
+    assert f"{row['ours']:.2f} ± {row['half']:.2f} % (n=3)" in sentences.baseline(runs)[0]
+    best = sentences.learning_rate(study, runs)[0]
     assert best.startswith("Of 3 learning rates, 0.001 ends highest, as in the study")
     parameters = set(tables.overrides(study)["parameter"])
     assert parameters == {"dim", "depth", "epochs"}
@@ -222,12 +223,12 @@ def test_numbers_in_sentences_are_those_of_the_tables(home):
 
 
 def test_what_may_be_compared_depends_on_the_budget(home):
-    small = " ".join(words.comparable(made.plan()))
+    small = " ".join(sentences.comparable(made.plan()))
     assert "ConvMixer-64/4 instead of 256/8" in small and "12 epochs instead of 30" in small
-    written = " ".join(words.comparable(made.plan("written", dim=256, depth=8, epochs=30)))
+    written = " ".join(sentences.comparable(made.plan("written", dim=256, depth=8, epochs=30)))
     assert written.startswith("Every parameter is as the paper writes it.")
     assert "not the experiment of the study" not in written and "30 epochs instead of 200, another recipe" in written
-    other = " ".join(words.comparable(made.plan("other", dim=256, depth=8, epochs=30, lr=0.01)))
+    other = " ".join(sentences.comparable(made.plan("other", dim=256, depth=8, epochs=30, lr=0.01)))
     assert "not the experiment of the study: another recipe." in other
 
 
@@ -255,21 +256,21 @@ def test_speed_compares_the_fastest_of_each_and_leaves_out_what_did_not_run():
 
 
 def test_speed_in_words_names_the_machine_and_says_what_measures_it():
-    assert words.speed(None) == ["`make bench` measures that on this machine."]
+    assert sentences.speed(None) == ["`make bench` measures that on this machine."]
     study = studies.load("paper")
-    assert words.duration(study, made.bench(default=3)) == []
+    assert sentences.duration(study, made.bench(default=3)) == []
     bench = {"networks": [
         {"dim": 256, "depth": 8, "kernel": run.params.kernel, "patch": run.params.patch,
          "variants": {"ours, float32": {"images_per_second": 50.0, "evaluation_images_per_second": 100.0}}}
         for run in study.runs
     ]}  # fmt: skip
     hours = sum(run.params.epochs for run in study.runs) * (45_000 / 50 + 5_000 / 100) / 3600
-    assert words.duration(study, bench) == [
+    assert sentences.duration(study, bench) == [
         f"At these speeds the {len(study.runs)} runs of `paper` take {hours:.0f} hours there."
     ]
-    sentence, data = words.speed(made.bench(default=3, channels_last=9, ours=36))
+    sentence, data = sentences.speed(made.bench(default=3, channels_last=9, ours=36))
     assert data == "Of an epoch of 256/8 k=9 p=4, augmentation, mixing and loading take 3.1 %."
     bench = made.bench(default=3, channels_last=9, ours=36)
     bench["epochs"][0]["data_share"] = -0.02
-    assert words.speed(bench)[-1].endswith(" the epoch came out 2.0 % faster than its steps alone.")
+    assert sentences.speed(bench)[-1].endswith(" the epoch came out 2.0 % faster than its steps alone.")
     assert sentence.startswith("On a processor, 2 threads, whole training steps of 1 network ran 12.0 times as fast")

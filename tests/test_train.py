@@ -36,11 +36,11 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("fast", [True, False])
-def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path, cifar, tiny, dtype, fast):
-    first = trained(tiny(dtype=dtype, fast=fast), cifar, tmp_path / "first")
-    again = trained(tiny(dtype=dtype, fast=fast), cifar, tmp_path / "again")
-    other = trained(tiny(dtype=dtype, fast=fast, seed=1), cifar, tmp_path / "other")
+@pytest.mark.parametrize("native", [True, False])
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path, cifar, tiny, dtype, native):
+    first = trained(tiny(dtype=dtype, native=native), cifar, tmp_path / "first")
+    again = trained(tiny(dtype=dtype, native=native), cifar, tmp_path / "again")
+    other = trained(tiny(dtype=dtype, native=native, seed=1), cifar, tmp_path / "other")
     assert same(first, again)
     assert not same(first, other)
 
@@ -49,16 +49,16 @@ def test_plain_layers_work_in_float32_where_bfloat16_would_be_slow(tmp_path, cif
     runs = {}
     for dtype, there in (("float32", True), ("bfloat16", True), ("bfloat16", False)):
         monkeypatch.setattr(train, "has_bfloat16", lambda device, there=there: there)
-        runs[dtype, there] = trained(tiny(dtype=dtype, fast=False), cifar, tmp_path / f"{dtype} {there}")
+        runs[dtype, there] = trained(tiny(dtype=dtype, native=False), cifar, tmp_path / f"{dtype} {there}")
     assert same(runs["bfloat16", False], runs["float32", True])
-    assert "in float32" in runs["bfloat16", False].fast
+    assert "in float32" in runs["bfloat16", False].native
     assert not same(runs["bfloat16", True], runs["float32", True])
-    assert runs["bfloat16", True].fast == "fast=False"
+    assert runs["bfloat16", True].native == "native=False"
 
 
 def test_a_checkpoint_of_another_arithmetic_is_refused(tmp_path, cifar, tiny, monkeypatch):
     """bfloat16 where it was begun, float32 where it would go on: the two must not end up in one run."""
-    p = tiny(dtype="bfloat16", fast=False)
+    p = tiny(dtype="bfloat16", native=False)
     monkeypatch.setattr(train, "has_bfloat16", lambda device: True)
     assert trained(p, cifar, tmp_path / "run").dtype == "bfloat16"
     monkeypatch.setattr(train, "has_bfloat16", lambda device: False)
@@ -99,9 +99,9 @@ def test_native_and_plain_layers_learn_alike_within_the_noise_between_seeds(tmp_
         noise = np.sqrt((one.var(0, ddof=1) + other.var(0, ddof=1)) / 2)
         return np.abs((one - other).mean(0)) / noise
 
-    plain = curves(fast=False)
-    assert apart(curves(fast=True), plain).max() < 1
-    assert apart(curves(fast=True, lr=base.lr / 3), plain).max() > 1
+    plain = curves(native=False)
+    assert apart(curves(native=True), plain).max() < 1
+    assert apart(curves(native=True, lr=base.lr / 3), plain).max() > 1
 
 
 def test_workers_change_nothing(tmp_path, cifar, tiny):
@@ -229,7 +229,7 @@ def test_times_for_people():
 
 
 def test_compiled_and_plain_agree(cifar, tiny):
-    plain = train.build(tiny(fast=False), torch.device("cpu"))[1]
+    plain = train.build(tiny(native=False), torch.device("cpu"))[1]
     compiled, note = train.build(tiny(compile=True), torch.device("cpu"))[1:]
     images = torch.randn(8, 3, 32, 32)
     assert note == "compile=True"

@@ -2,7 +2,7 @@
 
 A plan is a table with a row an image, a pure function of (seed, epoch, image); applying a row draws nothing. So
 batches can be made in any order, by any number of workers, again after a crash, and always have the same pixels.
-Rows are applied by lib/augment.c where there is a C compiler, and by Pillow, pixel for pixel the same, elsewhere.
+Rows are applied by lib/native/augment.c where there is a C compiler, elsewhere by Pillow, to the same pixels.
 """
 
 import ctypes
@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 from scipy.special import ndtri
 
-from lib import native, randaugment
-from lib.draws import Purpose, uniform
-from lib.randaugment import OP, Filter
+from lib.data import randaugment
+from lib.data.draws import Purpose, uniform
+from lib.data.randaugment import OP, Filter
+from lib.native import compiler
 
 PADDING = 4  # pixels by which crops may reach over the border
 SMALLEST = 8  # pixels; a reflected crop needs more than PADDING
@@ -39,7 +40,7 @@ class Recipe:
     crop_scale: float = 0.75  # resized: smallest share of the area
     crop_ratio: float = 4 / 3  # resized: widest aspect ratio, either way
     flip: bool = False  # horizontal, half of the images
-    randaugment: str = "none"  # see lib.randaugment.parse
+    randaugment: str = "none"  # see lib.data.randaugment.parse
     jitter: float = 0.0  # brightness, contrast and saturation by up to this factor, in random order
     erasing: float = 0.0  # share of images with an erased rectangle
     erasing_mode: str = "zero"  # zero (torchvision's rectangles) or pixel (timm's rectangles, normal noise)
@@ -57,7 +58,7 @@ class Recipe:
 
 # The window of the source that is seen (height, width: the image's own, or a smaller one that is enlarged with
 # `filter`), whether it is mirrored, and the erased rectangle (top, left, height, width; height 0 for none) with the
-# place in the bank where its noise begins. The same layout as in lib/augment.c.
+# place in the bank where its noise begins. The same layout as in lib/native/augment.c.
 FRAME = np.dtype(
     [(name, np.int32) for name in ("top", "left", "height", "width", "filter", "flip")]
     + [("hole", np.int32, 4), ("noise", np.int32)]
@@ -68,7 +69,7 @@ class Plan(NamedTuple):
     """What an epoch does to N images: row i is for image i."""
 
     frames: np.ndarray  # (N,) of FRAME
-    ops: np.ndarray  # (N, operations in a row) of lib.randaugment.OP
+    ops: np.ndarray  # (N, operations in a row) of lib.data.randaugment.OP
 
 
 class Augment:
@@ -144,7 +145,7 @@ class Augment:
             raise IndexError(f"indices or plan do not fit the {len(self.images)} images")
         out = np.empty((len(indices), *self.images.shape[1:]), np.float32)
         # No fused multiply-add: it rounds once where Pillow rounds twice.
-        library = native.load("augment", "-ffp-contract=off")
+        library = compiler.load("augment", "-ffp-contract=off")
         if library is None:
             self._apply_with_pillow(plan, indices, out)
         else:
@@ -163,7 +164,7 @@ class Augment:
             pointer(indices), len(indices), pointer(out),
         )  # fmt: skip
         if failed:
-            raise MemoryError("lib/augment.c found no memory")
+            raise MemoryError("lib/native/augment.c found no memory")
 
     def _apply_with_pillow(self, plan: Plan, indices: np.ndarray, out: np.ndarray) -> None:
         for result, i in zip(out, indices, strict=True):

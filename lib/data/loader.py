@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lib.augment import Augment, Plan, Recipe, normalise
-from lib.download import Arrays
+from lib.data.augment import Augment, Plan, Recipe, normalise
+from lib.data.download import Arrays
 from lib.params import ParameterError, Params
 from lib.records import CLASSES
 

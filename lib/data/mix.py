@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.augment import Recipe
-from lib.draws import Purpose, philox
+from lib.data.augment import Recipe
+from lib.data.draws import Purpose, philox
 
 
 def mix(

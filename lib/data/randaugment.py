@@ -1,7 +1,7 @@
 """RandAugment (Cubuk et al., arXiv 1909.13719) as torchvision and as timm have it, and torchvision's ColorJitter.
 
 Both libraries are here reduced to one list of twelve operations with resolved arguments, so that drawing what to do
-(vectorised, for all images of an epoch) is apart from doing it (lib/augment.c, or `apply` below with Pillow).
+(vectorised, for all images of an epoch) is apart from doing it (lib/native/augment.c, or `apply` below with Pillow).
 """
 
 import math
@@ -29,7 +29,7 @@ class Filter(IntEnum):
 
 
 # One operation on one image: `arg` is the affine matrix (from places of the result to places of the source), or has
-# its one argument first. The same layout as in lib/augment.c.
+# its one argument first. The same layout as in lib/native/augment.c.
 OP = np.dtype([("code", np.int32), ("filter", np.int32), ("arg", np.float64, 6)])
 
 TORCHVISION = r"torchvision-([1-9])-([12]?\d|30)"
@@ -200,7 +200,7 @@ def draw_jitter(strength: float, u: np.ndarray) -> np.ndarray:
     return ops
 
 
-# ---- Applying with Pillow: the reference of lib/augment.c, and what runs where nothing can be compiled ----
+# ---- Applying with Pillow: the reference of lib/native/augment.c, and what runs where nothing can be compiled ----
 
 
 def apply(image: Image.Image, op: np.void, fill: tuple[int, int, int]) -> Image.Image:

@@ -1,4 +1,4 @@
-/* Applies the rows of an augmentation plan to a batch of images: lib/augment.py draws them and says what they mean.
+/* Applies the rows of an augmentation plan to a batch of images: lib/data/augment.py draws them and says what they mean.
  *
  * Every step gives the very pixels that Pillow gives, so its arithmetic is Pillow's down to types, order and rounding:
  * double for coordinates and interpolated values, float for blends, 22-bit fixed point for resizing, 16.16 for nearest
@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The same numbers and layouts as in lib/randaugment.py (Code, Filter, OP) and lib/augment.py (FRAME). */
+/* The same numbers and layouts as in lib/data/randaugment.py (Code, Filter, OP) and lib/data/augment.py (FRAME). */
 enum { NOTHING, AFFINE, BRIGHTNESS, COLOR, CONTRAST, SHARPNESS, POSTERIZE, SOLARIZE, SOLARIZE_ADD, INVERT,
        AUTOCONTRAST, EQUALIZE };
 enum { NEAREST = 0, BILINEAR = 2, BICUBIC = 3 };

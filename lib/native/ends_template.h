@@ -25,7 +25,7 @@ static void FN(cut_work)(void *context, long begin, long end, long group) {
     }
 }
 
-void FN(fast_cut)(FN(cut) *a) { parallel(FN(cut_work), a, a->batch * a->height, 0, (int)a->threads); }
+void FN(layers_cut)(FN(cut) *a) { parallel(FN(cut_work), a, a->batch * a->height, 0, (int)a->threads); }
 
 typedef struct {
     int64_t batch, pixels, dim, threads;
@@ -57,5 +57,5 @@ static void FN(spread_work)(void *context, long begin, long end, long group) {
     }
 }
 
-void FN(fast_mean)(FN(places) *a) { parallel(FN(mean_work), a, a->batch, 0, (int)a->threads); }
-void FN(fast_spread)(FN(places) *a) { parallel(FN(spread_work), a, a->batch, 0, (int)a->threads); }
+void FN(layers_mean)(FN(places) *a) { parallel(FN(mean_work), a, a->batch, 0, (int)a->threads); }
+void FN(layers_spread)(FN(places) *a) { parallel(FN(spread_work), a, a->batch, 0, (int)a->threads); }

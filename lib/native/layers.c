@@ -1,11 +1,11 @@
-// A ConvMixer block, forward and backward, in a few passes over memory; see fast_layers.c for what each pass does.
+// A ConvMixer block, forward and backward, in a few passes over memory; see passes_template.h for what each pass does.
 //
 // Activations are (batch, height, width, dim) floats or bfloat16, dim a multiple of LANES; parameters, statistics and
-// every sum are floats, and so are the products unless the suffix is bf16_dot. Compiled by native.py; fast.py is the
+// every sum are floats, and so are the products unless the suffix is bf16_dot. Compiled by compiler.py; layers.py is the
 // caller.
 
-#include "fast_common.c"
-#include "fast_threads.c"
+#include "vectors.h"
+#include "threads.h"
 
 // One BatchNorm: its parameters, the statistics that it uses, and how it keeps the running ones.
 typedef struct {
@@ -104,10 +104,10 @@ static void add_up(const float *from, long count, long step, long dim, float *to
 #define ELEMENT(value) (value)
 #define FN(name) name##_f32
 #define UNIT 1
-#include "fast_depthwise.c"
-#include "fast_pointwise.c"
-#include "fast_layers.c"
-#include "fast_ends.c"
+#include "depthwise_template.h"
+#include "pointwise_template.h"
+#include "passes_template.h"
+#include "ends_template.h"
 #undef T
 #undef LOAD
 #undef STORE
@@ -122,23 +122,23 @@ static void add_up(const float *from, long count, long step, long dim, float *to
 #define ELEMENT(value) narrow(value)
 #define FN(name) name##_bf16
 #define UNIT 1
-#include "fast_depthwise.c"
-#include "fast_pointwise.c"
-#include "fast_layers.c"
-#include "fast_ends.c"
+#include "depthwise_template.h"
+#include "pointwise_template.h"
+#include "passes_template.h"
+#include "ends_template.h"
 #undef FN
 #undef UNIT
 #undef STORE_CELL
 
-// The same storage with the processor's dot products of bfloat16 pairs, which some processors are slower with: fast.py
+// The same storage with the processor's dot products of bfloat16 pairs, which some processors are slower with: layers.py
 // finds out which of the two to call.
 #ifdef __AVX512BF16__
 #define gelu_bf16_dot gelu_bf16  // no products of activations: one for both
 #define slope_bf16_dot slope_bf16
 #define FN(name) name##_bf16_dot
 #define UNIT 2
-#include "fast_depthwise.c"
-#include "fast_pointwise.c"
-#include "fast_layers.c"
-#include "fast_ends.c"
+#include "depthwise_template.h"
+#include "pointwise_template.h"
+#include "passes_template.h"
+#include "ends_template.h"
 #endif

@@ -1,7 +1,7 @@
 """ConvMixer's layers in a few passes over memory, for a CPU: drop-in, with the same parameters and the same gradients.
 
 `accelerate(model)` changes the classes of a model's parts, never its parameters, names or state-dict keys. The native
-source is fast.c; where it cannot run (no compiler, another device, torch.compile) the plain PyTorch layers do.
+source is layers.c; where it cannot run (no compiler, another device, torch.compile) the plain PyTorch layers do.
 
 The type that activations are stored in and the arithmetic that works on them are two choices. Activations in bfloat16
 can be multiplied as floats or with the processor's dot products of bfloat16 pairs: whichever is faster there.
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lib import native
 from lib.model import ConvMixer
+from lib.native import compiler
 from lib.params import ParameterError
 
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16"}  # how activations are stored: the suffix of the entries
@@ -40,7 +40,7 @@ def fields(kind: type, *names: str) -> list[tuple[str, type]]:
 
 
 class Norm(Structure):
-    """`norm` of fast.c."""
+    """`norm` of layers.c."""
 
     _fields_ = (
         *fields(c_void_p, "weight", "bias", "mean", "rstd", "running_mean", "running_var", "d_weight", "d_bias"),
@@ -51,7 +51,7 @@ class Norm(Structure):
 
 
 class Layer(Structure):
-    """`layer` of fast.c."""
+    """`layer` of layers.c."""
 
     _fields_ = (
         *fields(c_int64, "batch", "height", "width", "dim", "inputs", "kernel", "threads"),
@@ -64,7 +64,7 @@ class Layer(Structure):
 
 
 class Cut(Structure):
-    """`cut` of fast_ends.c."""
+    """`cut` of ends_template.h."""
 
     _fields_ = (
         *fields(c_int64, "batch", "channels", "height", "width", "patch", "dim", "threads"),
@@ -74,7 +74,7 @@ class Cut(Structure):
 
 
 class Places(Structure):
-    """`places` of fast_ends.c."""
+    """`places` of ends_template.h."""
 
     _fields_ = (*fields(c_int64, "batch", "pixels", "dim", "threads"), *fields(c_void_p, "x", "mean"))
 
@@ -84,21 +84,21 @@ ENTRIES = {"forward": Layer, "backward": Layer, "cut": Cut, "mean": Places, "spr
 
 @functools.cache
 def compiled() -> ctypes.CDLL | None:
-    """The compiled fast.c, or None."""
-    code = native.load("fast", "-pthread")
+    """The compiled layers.c, or None."""
+    code = compiler.load("layers", "-pthread")
     if code is None:
         return None
-    code.fast_lanes.restype = c_int64
+    code.layers_lanes.restype = c_int64
     for suffix in (*DTYPES.values(), DOT):
         for entry, argument in ENTRIES.items():
-            function = getattr(code, f"fast_{entry}_{suffix}", None)
+            function = getattr(code, f"layers_{entry}_{suffix}", None)
             if function is not None:  # DOT is not everywhere
                 function.argtypes, function.restype = [POINTER(argument)], None
     with contextlib.suppress(OSError, AttributeError, StopIteration):  # other systems, other OpenMPs: it is only slower
         with open("/proc/self/maps") as maps:
             openmp = next(line.split()[-1] for line in maps if "/libgomp" in line)
         run = ctypes.cast(ctypes.CDLL(openmp).GOMP_parallel, c_void_p)
-        code.fast_calm_openmp(run, c_int64(len(os.sched_getaffinity(0))))
+        code.layers_calm_openmp(run, c_int64(len(os.sched_getaffinity(0))))
     return code
 
 
@@ -167,7 +167,7 @@ class Call:
         self, shape: tuple[int, ...], outputs: int, kernel: int, dtype: torch.dtype, arithmetic: str = "float32"
     ):
         self.native = compiled()
-        self.lanes = self.native.fast_lanes()
+        self.lanes = self.native.layers_lanes()
         self.batch, self.inputs, self.height, self.width = shape
         self.outputs, self.kernel, self.dtype = outputs, kernel, dtype
         self.suffix = DOT if arithmetic == "dot" else DTYPES[dtype]
@@ -194,7 +194,7 @@ class Call:
         return rows[..., :channels].permute(0, 3, 1, 2)
 
     def enter(self, entry: str, argument: Structure) -> None:
-        getattr(self.native, f"fast_{entry}_{self.suffix}")(ctypes.byref(argument))
+        getattr(self.native, f"layers_{entry}_{self.suffix}")(ctypes.byref(argument))
 
     def run(self, way: str, norm1: Norm, norm2: Norm, **tensors: Tensor | None) -> None:
         layer = Layer(
@@ -214,7 +214,7 @@ class BlockFunction(torch.autograd.Function):
         _, norm1 = block[0].fn[1:]
         norm2 = block[3]
         dim = x.shape[1]
-        call = Call(x.shape, dim, mix_weight.shape[-1], block.fast_dtype, block.fast_arithmetic)
+        call = Call(x.shape, dim, mix_weight.shape[-1], block.native_dtype, block.native_arithmetic)
         full = call.out_dim
         parameters = [
             padded(mix_weight, full), padded(mix_bias, full), padded(weight1, full), padded(bias1, full),
@@ -268,7 +268,7 @@ class StemFunction(torch.autograd.Function):
         b, c, height, width = x.shape
         p = lift_weight.shape[-1]
         patched = (b, c * p * p, height // p, width // p)
-        call = Call(patched, lift_weight.shape[0], 0, stem.fast_dtype, stem.fast_arithmetic)
+        call = Call(patched, lift_weight.shape[0], 0, stem.native_dtype, stem.native_arithmetic)
         full = call.out_dim
         parameters = [
             padded(lift_weight.flatten(1), full, call.in_dim), padded(lift_bias, full),
@@ -357,11 +357,11 @@ def usable(x: Tensor, weight: Tensor, norm: nn.BatchNorm2d, stride: int = 1) -> 
     )
 
 
-class FastStem(nn.Sequential):
+class NativeStem(nn.Sequential):
     """The stem as one native call; parameters and keys as in `ConvMixer.stem`."""
 
-    fast_dtype: torch.dtype
-    fast_arithmetic: str
+    native_dtype: torch.dtype
+    native_arithmetic: str
 
     def forward(self, x: Tensor) -> Tensor:
         conv, _, norm = self
@@ -370,11 +370,11 @@ class FastStem(nn.Sequential):
         return StemFunction.apply(x, conv.weight, conv.bias, norm.weight, norm.bias, self, torch.is_grad_enabled())
 
 
-class FastBlock(nn.Sequential):
+class NativeBlock(nn.Sequential):
     """A mixing block as one native call; parameters and keys as `ConvMixer.block` makes them."""
 
-    fast_dtype: torch.dtype
-    fast_arithmetic: str
+    native_dtype: torch.dtype
+    native_arithmetic: str
 
     def forward(self, x: Tensor) -> Tensor:
         mix, _, norm1 = self[0].fn
@@ -387,7 +387,7 @@ class FastBlock(nn.Sequential):
         )  # fmt: skip
 
 
-class FastConvMixer(ConvMixer):
+class NativeConvMixer(ConvMixer):
     """ConvMixer whose head works in float32 whatever the type of the activations."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -411,37 +411,37 @@ def accelerate(model: ConvMixer, dtype: torch.dtype = torch.float32, arithmetic:
         if dtype == torch.float32:
             arithmetic = "float32"
         arithmetic = arithmetic or bfloat16_arithmetic()
-        model.__class__ = FastConvMixer
-        make_fast(model.stem, FastStem, dtype, arithmetic)
+        model.__class__ = NativeConvMixer
+        make_native(model.stem, NativeStem, dtype, arithmetic)
         for block in model.blocks:
-            make_fast(block, FastBlock, dtype, arithmetic)
+            make_native(block, NativeBlock, dtype, arithmetic)
     return reason
 
 
-def make_fast(part: nn.Sequential, kind: type, dtype: torch.dtype, arithmetic: str) -> None:
-    part.__class__, part.fast_dtype, part.fast_arithmetic = kind, dtype, arithmetic
+def make_native(part: nn.Sequential, kind: type, dtype: torch.dtype, arithmetic: str) -> None:
+    part.__class__, part.native_dtype, part.native_arithmetic = kind, dtype, arithmetic
 
 
 def obstacle(model: ConvMixer, dtype: torch.dtype) -> str | None:
     """Why `model` cannot run on the native layers, or None."""
     if dtype not in DTYPES:
-        return f"fast layers work in float32 or bfloat16, not {dtype}"
+        return f"native layers work in float32 or bfloat16, not {dtype}"
     if not isinstance(model, ConvMixer):
-        return f"fast layers are for a ConvMixer, not a {type(model).__name__}"
+        return f"native layers are for a ConvMixer, not a {type(model).__name__}"
     devices = {p.device.type for p in model.parameters()}
     if devices != {"cpu"}:
-        return f"fast layers are for the CPU, the model is on {', '.join(sorted(devices))}"
+        return f"native layers are for the CPU, the model is on {', '.join(sorted(devices))}"
     if any(p.dtype != torch.float32 for p in model.parameters()):
-        return "fast layers need float32 parameters"
+        return "native layers need float32 parameters"
     if any(conv.kernel_size[0] % 2 == 0 for conv in model.blocks.modules() if isinstance(conv, nn.Conv2d)):
-        return "fast layers need an odd kernel"
+        return "native layers need an odd kernel"
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     if not all(norm.affine and norm.track_running_stats for norm in norms):
-        return "fast layers need BatchNorm with weights and running statistics"
+        return "native layers need BatchNorm with weights and running statistics"
     if sys.byteorder != "little":
-        return "fast layers need a little-endian processor"
+        return "native layers need a little-endian processor"
     if compiled() is None:
-        return "fast layers could not be compiled"
+        return "native layers could not be compiled"
     return None
 
 
@@ -453,7 +453,7 @@ ROUNDS = 25
 
 def arithmetics() -> tuple[str, ...]:
     """Those that there are here for activations in bfloat16: products of floats, and dot products of bfloat16 pairs."""
-    return ("float32", "dot") if hasattr(compiled(), f"fast_forward_{DOT}") else ("float32",)
+    return ("float32", "dot") if hasattr(compiled(), f"layers_forward_{DOT}") else ("float32",)
 
 
 def bfloat16_arithmetic() -> str:
@@ -519,7 +519,7 @@ def time_a_block() -> dict[str, float]:
         x = torch.randn(4, 256, 32, 32).to(torch.bfloat16, memory_format=torch.channels_last)
         blocks = {(kernel, arithmetic): ConvMixer.block(256, kernel) for kernel, arithmetic in ways}
         for (_, arithmetic), block in blocks.items():
-            make_fast(block, FastBlock, torch.bfloat16, arithmetic)
+            make_native(block, NativeBlock, torch.bfloat16, arithmetic)
         for _ in range(ROUNDS):
             for way, block in blocks.items():
                 begun = time.perf_counter()

@@ -183,7 +183,7 @@ static void FN(evaluate_work)(void *context, long begin, long end, long group) {
     }
 }
 
-void FN(fast_forward)(const layer *a) {
+void FN(layers_forward)(const layer *a) {
     int threads = (int)a->threads;
     long dim = a->dim, in = a->inputs, image = a->height * a->width;
     FN(pass) pass = {.a = a, .shape = FN(shape_of)(a->height, a->width, a->kernel), .pixels = a->batch * image};
@@ -372,7 +372,7 @@ static void FN(mix_backward_work)(void *context, long begin, long end, long grou
     }
 }
 
-void FN(fast_backward)(const layer *a) {
+void FN(layers_backward)(const layer *a) {
     int threads = (int)a->threads;
     long dim = a->dim, in = a->inputs, image = a->height * a->width, kk = a->kernel * a->kernel;
     FN(pass) pass = {.a = a, .shape = FN(shape_of)(a->height, a->width, a->kernel), .pixels = a->batch * image};

@@ -125,7 +125,7 @@ static void *stand_by(void *argument) {
     return NULL;
 }
 
-void fast_calm_openmp(void *run, int64_t processors) {
+void layers_calm_openmp(void *run, int64_t processors) {
     static crowd c;
     pthread_t leader;
     c = (crowd){(void (*)(void (*)(void *), void *, unsigned, unsigned))run, (unsigned)processors + 1};

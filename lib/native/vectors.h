@@ -37,7 +37,7 @@ typedef uint16_t bf16;
 #define IN_REGISTER(v) ((void)0)
 #endif
 
-int64_t fast_lanes(void) { return LANES; }
+int64_t layers_lanes(void) { return LANES; }
 
 INLINE long least(long a, long b) { return a < b ? a : b; }
 INLINE long most(long a, long b) { return a > b ? a : b; }

@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pandas as pd
 
-from lib import paper
 from lib.params import UserError, differences
+from lib.report import published
 
-PUBLISHED = {"kernel": paper.KERNELS, "patch": paper.PATCHES}
+PUBLISHED = {"kernel": published.KERNELS, "patch": published.PATCHES}
 
 
 class MixedRuns(UserError):

@@ -14,9 +14,10 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from lib import cells, paper, records, stats, tables
+from lib import records
 from lib import study as studies
 from lib.params import TRAIN_IMAGES
+from lib.report import cells, published, stats, tables
 from lib.study import Study
 
 WIDTH = 5.0  # inches: at 10 points still readable on a page 360 pixels wide
@@ -62,7 +63,7 @@ def workflow(study: Study, runs: pd.DataFrame) -> Figure:
     digests = sorted({record["data_digest"] for record in runs["record"].dropna()})
     base = study.base
     training = base.train_size or TRAIN_IMAGES - base.val_size
-    counts = f"{training:,} training, {base.val_size:,} validation, {paper.TEST_IMAGES:,} test images"
+    counts = f"{training:,} training, {base.val_size:,} validation, {published.TEST_IMAGES:,} test images"
     params, shown = studies.PARAMS.relative_to(root), folder.relative_to(records.REPORTS.parent)
     named = ", ".join([*settings[:3], *(["…"] if len(settings) > 3 else [])])
     asked = f"{_count(settings, 'setting')} × {_count(study.seeds, 'seed')}: {_count(study.runs, 'different run')}"
@@ -71,7 +72,7 @@ def workflow(study: Study, runs: pd.DataFrame) -> Figure:
         ("Parameters", [f"{params}/studies/{study.name}.yaml", f"{params}/settings/: {named}"]),
         ("Runs", ["papermill, notebooks/train.ipynb, lib/", asked]),
         ("Records", [f"{shown}/runs/<run>/{records.RESULT}", f"{done} of {len(runs)} runs are finished"]),
-        ("Summary", ["notebooks/summary.ipynb", "lib/tables.py, lib/stats.py, lib/figures.py, lib/words.py"]),
+        ("Summary", ["notebooks/summary.ipynb", "lib/report/: tables, statistics, figures, sentences"]),
         ("Report", [f"{shown}/index.html", "figures/ (PNG, SVG) and tables/ (CSV) beside it"]),
     ]  # fmt: skip
     figure = Figure((WIDTH, 0.86 * len(stages)))

@@ -1,17 +1,18 @@
-"""`python -m lib.readme`: writes the README's results from the records of one study, so that none is typed in."""
+"""`python -m lib.report.readme`: writes the README's results from the records of one study."""
 
 import sys
 
 import pandas as pd
 
-from lib import paper, records, tables, words
+from lib import records
 from lib import study as studies
 from lib.records import write_bytes
+from lib.report import published, sentences, tables
 from lib.study import ROOT
 
 STUDY = "quick"
 README = ROOT / "README.md"
-START, END = "<!-- results: written by `python -m lib.readme` -->", "<!-- end of results -->"
+START, END = "<!-- results: written by `python -m lib.report.readme` -->", "<!-- end of results -->"
 
 
 def block() -> str:
@@ -25,12 +26,14 @@ def block() -> str:
     ]
     for row in both.itertuples():
         ours = f"{row.ours:.2f}" if row.n else row.status
-        theirs = " / ".join(f"{figure:.2f}" for figure in paper.all_printed(row.kernel, row.patch))
+        theirs = " / ".join(f"{figure:.2f}" for figure in published.all_printed(row.kernel, row.patch))
         lines.append(f"| k={row.kernel}, p={row.patch} | {ours} | {row.n} | {theirs} | {row.original:.2f} |")
-    said = [study.purpose, *words.budget(study), *words.comparable(study)]
+    said = [study.purpose, *sentences.budget(study), *sentences.comparable(study)]
     bench = records.read_bench()
-    speed = ["", " ".join([*words.speed(bench), *words.duration(studies.load("paper"), bench)])] if bench else []
-    return "\n".join([*lines, "", " ".join(said), "", *(f"- {line}" for line in words.short(study, runs)), *speed])
+    speed = (
+        ["", " ".join([*sentences.speed(bench), *sentences.duration(studies.load("paper"), bench)])] if bench else []
+    )
+    return "\n".join([*lines, "", " ".join(said), "", *(f"- {line}" for line in sentences.short(study, runs)), *speed])
 
 
 def filled(text: str) -> str:

@@ -6,8 +6,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lib import figures
 from lib.records import CLASSES
+from lib.report import figures
 
 
 def augmented(images: np.ndarray, shown: np.ndarray) -> Figure:

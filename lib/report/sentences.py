@@ -7,8 +7,8 @@ number says its n; a direction is stated with what it takes to doubt it.
 import numpy as np
 import pandas as pd
 
-from lib import cells, paper, stats, tables
 from lib.params import TRAIN_IMAGES, Params
+from lib.report import cells, published, stats, tables
 from lib.study import Study, base_params
 
 SHAPE = ("dim", "depth", "kernel", "patch")  # what makes a network
@@ -78,12 +78,12 @@ def comparable(study: Study) -> list[str]:
     p, others = study.base, []
     said = [] if len(tables.overrides(study)) else ["Every parameter is as the paper writes it."]
     for who, epochs, theirs in (
-        ("the study", paper.EPOCHS, Params()),
-        ("the original", paper.ORIGINAL_EPOCHS, base_params("original")),
+        ("the study", published.EPOCHS, Params()),
+        ("the original", published.ORIGINAL_EPOCHS, base_params("original")),
     ):
         differ = []
-        if (p.dim, p.depth) != paper.NETWORK:
-            differ.append(f"ConvMixer-{p.dim}/{p.depth} instead of {'/'.join(map(str, paper.NETWORK))}")
+        if (p.dim, p.depth) != published.NETWORK:
+            differ.append(f"ConvMixer-{p.dim}/{p.depth} instead of {'/'.join(map(str, published.NETWORK))}")
         if p.epochs != epochs:
             differ.append(f"{_count(p.epochs, 'epoch')} instead of {epochs}")
         if p.train_size:
@@ -111,7 +111,7 @@ def learning_rate(study: Study, runs: pd.DataFrame) -> list[str]:
         return []
     ordered = table.sort_values("ours", ascending=False)
     best, second = ordered.iloc[0], ordered.iloc[1]
-    theirs = max(paper.SWEEP, key=paper.SWEEP.get)
+    theirs = max(published.SWEEP, key=published.SWEEP.get)
     agree = "as in the study" if np.isclose(best["lr"], theirs) else f"where the study's best is {theirs:g}"
     used = "use that rate" if np.isclose(best["lr"], study.base.lr) else f"use {study.base.lr:g} instead"
     seeds = _doubt(min(best["n"], second["n"]))
@@ -130,12 +130,12 @@ def baseline(runs: pd.DataFrame) -> list[str]:
     row = tables.baseline(runs).iloc[0]
     if not row["n"]:
         return []
-    error = stats.binomial_error(row["ours"], paper.TEST_IMAGES)
-    printed = paper.all_printed(9, 1)
+    error = stats.binomial_error(row["ours"], published.TEST_IMAGES)
+    printed = published.all_printed(9, 1)
     said = [
         f"The baseline reaches {_value(row)}: {_versus(row['ours_minus_study'])} the study's Table I, "
         f"{_versus(row['ours_minus_original'])} the original.",
-        f"{paper.TEST_IMAGES:,} test images alone leave a standard error of {error:.2f} points.",
+        f"{published.TEST_IMAGES:,} test images alone leave a standard error of {error:.2f} points.",
         f"The study prints {len(printed)} figures for this one configuration, "
         f"{', '.join(f'{v:.2f}' for v in printed)}, which span {printed[-1] - printed[0]:.2f} points.",
     ]
@@ -246,7 +246,7 @@ def comparison(runs: pd.DataFrame) -> list[str]:
         said.append(f"{alike} of {pairs} pairs of configurations are ordered as in the original.")
     said.append(
         "The original's figures are as the study quotes them; other readings of its table that reached us differ by up "
-        f"to {paper.other_readings():.2f} points."
+        f"to {published.other_readings():.2f} points."
     )
     return said
 
@@ -391,8 +391,8 @@ def limits(study: Study, runs: pd.DataFrame) -> list[str]:
     said = []
     n = int(min((len(cells.by_seed(runs, s)) for names in done["settings"] for s in names), default=0))
     passes = study.base.epochs * (study.base.train_size or TRAIN_IMAGES - study.base.val_size) / TRAIN_IMAGES
-    near = min(paper.SEED_NOISE, key=lambda epochs: abs(epochs - passes))
-    noise = paper.SEED_NOISE[near]
+    near = min(published.SEED_NOISE, key=lambda epochs: abs(epochs - passes))
+    noise = published.SEED_NOISE[near]
     more = "; these runs see fewer images, and more noise is to be expected" if passes < near else ""
     if n == 1:
         said.append(
@@ -407,10 +407,10 @@ def limits(study: Study, runs: pd.DataFrame) -> list[str]:
         )
     if len(done) < len(runs):
         said.append(f"Runs: {len(done)} of {len(runs)} are finished; the others are not in these numbers.")
-    if study.base.epochs < paper.ORIGINAL_EPOCHS:
+    if study.base.epochs < published.ORIGINAL_EPOCHS:
         said.append(
-            f"Budget: {_count(study.base.epochs, 'epoch')} against the original's {paper.ORIGINAL_EPOCHS}. A setting "
-            "that learns slowly is at a disadvantage here that a longer training may remove."
+            f"Budget: {_count(study.base.epochs, 'epoch')} against the original's {published.ORIGINAL_EPOCHS}. A "
+            "setting that learns slowly is at a disadvantage here that a longer training may remove."
         )
     said.append(
         "Data and tuning: one data set, one family of networks, and one recipe for every setting; a setting that would "

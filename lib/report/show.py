@@ -11,7 +11,7 @@ import re
 import pandas as pd
 from IPython.display import display
 
-from lib import figures
+from lib.report import figures
 
 # Column of a table -> heading and format. A column that is not here appears in the CSV only.
 COLUMNS = {

@@ -1,6 +1,6 @@
 """One function a table of the paper, each from the DataFrame of records.load and nothing else.
 
-A table holds numbers under machine-readable names and is written to CSV as it is; lib.show makes the text that a
+A table holds numbers under machine-readable names and is written to CSV as it is; lib.report.show makes the text that a
 person reads of it. Accuracies in per cent of the test set, differences in points, NaN where there is nothing.
 Every setting keeps its row: `n` of `seeds` runs are finished, and `status` says in words what the others are.
 """
@@ -8,9 +8,9 @@ Every setting keeps its row: `n` of `seeds` runs are finished, and `status` says
 import numpy as np
 import pandas as pd
 
-from lib import cells, paper, records, stats
-from lib.bench import compare, in_float32
+from lib import records
 from lib.params import Params
+from lib.report import cells, published, stats
 from lib.study import Study
 
 # Tables I to IV
@@ -28,9 +28,9 @@ def _cell(runs: pd.DataFrame, setting: str, kernel=np.nan, patch=np.nan) -> dict
     }  # fmt: skip
 
 
-def _compared(cell: dict, study: paper.Figure | None) -> dict:
+def _compared(cell: dict, study: published.Figure | None) -> dict:
     """A cell beside the study's figure and the original's, if they are of its configuration."""
-    original = paper.original(cell["kernel"], cell["patch"])
+    original = published.original(cell["kernel"], cell["patch"])
     if study and (study.kernel, study.patch) != (cell["kernel"], cell["patch"]):
         study = None  # a study may give a setting of the paper's another k or p
     theirs = {"study": study.accuracy if study else np.nan, "original": original.accuracy if original else np.nan}
@@ -39,7 +39,7 @@ def _compared(cell: dict, study: paper.Figure | None) -> dict:
 
 def baseline(runs: pd.DataFrame) -> pd.DataFrame:
     """Table I: the baseline k=9, p=1."""
-    return pd.DataFrame([_compared(_cell(runs, cells.baseline_setting(runs), 9, 1), paper.BASELINE)])
+    return pd.DataFrame([_compared(_cell(runs, cells.baseline_setting(runs), 9, 1), published.BASELINE)])
 
 
 def kernel(runs: pd.DataFrame) -> pd.DataFrame:
@@ -58,7 +58,7 @@ def overall(runs: pd.DataFrame) -> pd.DataFrame:
     Three of them are one configuration, which is trained once a seed here; the study prints three figures for it.
     """
     rows = []
-    for name, figure in paper.OVERALL.items():
+    for name, figure in published.OVERALL.items():
         setting = cells.baseline_setting(runs) if name == "baseline" else name
         rows.append(_compared(_cell(runs, setting, figure.kernel, figure.patch), figure) | {"setting": name})
     return pd.DataFrame(rows)
@@ -70,14 +70,14 @@ def others(runs: pd.DataFrame) -> pd.DataFrame:
     names = dict.fromkeys(name for names in runs["settings"] for name in names if name not in (*known, "baseline"))
     table = pd.DataFrame([_compared(_cell(runs, name), None) for name in names])
     if len(table):
-        contexts = [paper.context(row.kernel, row.patch) for row in table.itertuples()]
+        contexts = [published.context(row.kernel, row.patch) for row in table.itertuples()]
         table["published"] = ["; ".join(f"{f.accuracy:.2f} ({f.source})" for f in found) for found in contexts]
     return table.drop(columns=["study", "ours_minus_study"], errors="ignore")
 
 
 def _ablation(runs: pd.DataFrame, what: str, sizes) -> pd.DataFrame:
     rows = [_cell(runs, name, **sizes(cells.size(name))) for name in cells.ablation(runs, what)]
-    return pd.DataFrame([_compared(row, paper.printed(row["setting"])) for row in rows])
+    return pd.DataFrame([_compared(row, published.printed(row["setting"])) for row in rows])
 
 
 def steps(runs: pd.DataFrame, what: str, only: list[str] | None = None) -> pd.DataFrame:
@@ -151,7 +151,7 @@ def sweep(runs: pd.DataFrame) -> pd.DataFrame:
             "setting": setting, "lr": rate, "epochs": int(group.iloc[0]["epochs"]),
             "images": "test" if any(epoch.get("val_acc") is None for epoch in last) else "validation",
             "ours": ours.mean, "half": ours.half, "n": ours.n, "seeds": len(group), "status": cells.status(group),
-            "study": paper.SWEEP.get(rate, np.nan), "study_epochs": paper.SWEEP_EPOCHS,
+            "study": published.SWEEP.get(rate, np.nan), "study_epochs": published.SWEEP_EPOCHS,
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -167,7 +167,7 @@ def selection(runs: pd.DataFrame) -> pd.DataFrame:
         group = cells.of_setting(runs, setting)
         done = group.loc[group["status"] == "done", "record"]
         leaks = [max(e["test_acc"] for e in r["history"]) for r in done if "test_acc" in r["history"][0]]
-        last, printed = paper.LAST_EPOCH.get(setting), paper.printed(setting)
+        last, printed = published.LAST_EPOCH.get(setting), published.printed(setting)
         rows.append({
             "setting": setting, "n": len(done), "status": cells.status(group),
             "last_epoch": stats.mean([r["last_test_acc"] for r in done]).mean,
@@ -189,11 +189,11 @@ def compute(runs: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for what, name in (("kernel", "kernel size ablation"), ("patch", "patch size ablation"), ("lr", "learning rates")):
-        rows.append(_cost(name, cells.ablation_runs(runs, what), paper.COMPUTE.get(what)))
+        rows.append(_cost(name, cells.ablation_runs(runs, what), published.COMPUTE.get(what)))
     return pd.DataFrame([*rows, _cost("all runs, each once", runs, None)])
 
 
-def _cost(name: str, group: pd.DataFrame, theirs: paper.Compute | None) -> dict:
+def _cost(name: str, group: pd.DataFrame, theirs: published.Compute | None) -> dict:
     done = group[group["status"] == "done"]
     epochs, seconds = sum(map(len, (r["history"] for r in done["record"]))), done["seconds"].sum()
     return {
@@ -245,9 +245,8 @@ def speed(bench: dict | None) -> pd.DataFrame:
         for name, unit in (("images_per_second", "images"), ("peak_memory_mb", "mb")):
             row |= {f"{which}_{unit}": (found or {}).get(name, np.nan) for which, found in variants.items()}
         row |= {"tuned": network["tuned"], "native": (network["ours"] or "").removeprefix("ours, ")}
-        row |= {name: network[name] for name in ("over_default", "over_tuned")}
-        alike = compare(in_float32(network["variants"]))
-        row |= {f"float32_{name}": alike[name] or np.nan for name in ("over_default", "over_tuned")}
+        ratios = ("over_default", "over_tuned", "float32_over_default", "float32_over_tuned")
+        row |= {name: network[name] or np.nan for name in ratios}
         rows.append(row | {"bound_share": network["share_of_bound"]})
     return pd.DataFrame(rows)
 

@@ -21,10 +21,10 @@ from pathlib import Path
 import yaml
 
 from lib import records
-from lib.download import DataError, cifar10
-from lib.owner import claim, holder
+from lib.data.download import DataError, cifar10
 from lib.params import ParameterError, Params
 from lib.records import span
+from lib.runs.lock import claim, holder
 from lib.study import ROOT, Run, Study, load, names
 
 NOTEBOOK = ROOT / "notebooks" / "train.ipynb"

@@ -76,8 +76,8 @@ def serve(pipe: Connection, network: Network, variant: str) -> None:
     import torch
     from torch.nn import functional as F
 
-    from lib import fast
     from lib.model import ConvMixer
+    from lib.native import layers
     from lib.train import has_bfloat16
 
     autocast, compiled = TUNED.get(variant, (False, False))
@@ -91,8 +91,8 @@ def serve(pipe: Connection, network: Network, variant: str) -> None:
     layout = torch.contiguous_format if variant == DEFAULT else torch.channels_last
     model = ConvMixer(network.dim, network.depth, network.kernel, network.patch).to(memory_format=layout)
     if variant in OURS:
-        fast.keep_memory()
-        reason = fast.accelerate(model, getattr(torch, OURS[variant]))
+        layers.keep_memory()
+        reason = layers.accelerate(model, getattr(torch, OURS[variant]))
         if reason is not None:
             pipe.send({"failed": reason})
             return
@@ -145,7 +145,7 @@ def limits(pipe: Connection) -> None:
     products, GB/s of a copy."""
     import torch
 
-    from lib import fast
+    from lib.native import layers
     from lib.train import has_bfloat16
 
     # Without bfloat16 in hardware PyTorch's product takes seconds at 1024, and is no faster at a larger size.
@@ -170,7 +170,7 @@ def limits(pipe: Connection) -> None:
         return {**speeds, "copy_gb_per_second": 2e-9 * source.nbytes / best(lambda: target.copy_(source))}
 
     measure()
-    pipe.send({"threads": torch.get_num_threads(), "bfloat16_arithmetic": fast.bfloat16_arithmetic()})
+    pipe.send({"threads": torch.get_num_threads(), "bfloat16_arithmetic": layers.bfloat16_arithmetic()})
     for _ in orders(pipe):
         pipe.send(measure())
 
@@ -302,7 +302,9 @@ def measure(network: Network, variants: list[str], rounds: int, machine: Connect
             "evaluation_images_per_second": round(1 / statistics.median(evaluate), 2),
             "turns": [round(1 / seconds, 2) for seconds in train],  # images a second, in order
         }
-    return {**dataclasses.asdict(network), "batch": BATCH, "variants": results, **compare(results)}
+    alike = compare(in_float32(results))
+    float32 = {f"float32_{name}": alike[name] for name in ("over_tuned", "over_default")}
+    return {**dataclasses.asdict(network), "batch": BATCH, "variants": results, **compare(results), **float32}
 
 
 def compare(results: dict[str, dict]) -> dict:

@@ -1,4 +1,4 @@
-"""Takes finished runs from another machine or clone into this one's reports: `python -m lib.collect FOLDER`.
+"""Takes finished runs from another machine or clone into this one's reports: `python -m lib.runs.collect FOLDER`.
 
 FOLDER is the other one's reports/ (or a study's folder in it). A run is taken if its record is one that this code
 could have written: schema, parameters and fingerprint, the data's digest, and an accuracy that follows from its
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from lib import records
-from lib.download import DIGEST
+from lib.data.download import DIGEST
 from lib.params import Params, UserError, run_name
 from lib.records import ARRAYS, RESULT, WEIGHTS, RecordError
 from lib.study import base_params

@@ -10,12 +10,12 @@ import safetensors.torch
 import torch
 
 from lib import checkpoint, explore, records
-from lib.data import recipe, split
-from lib.download import DIGEST, Arrays, cifar10
+from lib.data.download import DIGEST, Arrays, cifar10
+from lib.data.loader import recipe, split
 from lib.model import count_parameters, forward_macs, network
-from lib.owner import own
 from lib.params import NUMERICS, Params, UserError, run_name
 from lib.records import CLASSES, RecordError, span
+from lib.runs.lock import own
 from lib.study import base_params
 from lib.train import Trained, TrainingError, estimate, fit, pick_device
 
@@ -114,7 +114,7 @@ def make_record(p: Params, cifar: Arrays, trained: Trained, started: str) -> dic
             "device": device.type,
             "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
             "threads": torch.get_num_threads(),
-            "fast": trained.fast,
+            "native": trained.native,
             "dtype": trained.dtype,
             "bfloat16_products": trained.products,
         },

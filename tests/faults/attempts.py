@@ -24,9 +24,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from lib import checkpoint, records, run, train
-from lib.download import cifar10
+from lib import checkpoint, records, train
+from lib.data.download import cifar10
 from lib.params import Params
+from lib.runs import run
 
 TEST_IMAGES = 500
 

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from lib import checkpoint, download, records
+from lib import checkpoint, records
+from lib.data import download
 
 FULL = "No space left on device"
 

@@ -7,7 +7,7 @@ import papermill.engines  # noqa: F401  as in real life: it is papermill that lo
 import pytest
 
 from lib import records
-from lib.papermill_plugin import prepare
+from lib.runs.papermill_plugin import prepare
 from lib.study import ROOT
 
 MANY = "1" + "0" * 5000

@@ -43,9 +43,9 @@ def test_an_evaluation_that_is_no_number(attempts, seen):
 
 
 @pytest.mark.fault(30, "training steps with 40 MB more than there was before them (RLIMIT_AS)")
-@pytest.mark.parametrize("fast", [True, False])
-def test_out_of_memory(attempts, seen, fast):
-    run = attempts(dim=256, depth=8, patch=1, batch_size=64, fast=fast)
+@pytest.mark.parametrize("native", [True, False])
+def test_out_of_memory(attempts, seen, native):
+    run = attempts(dim=256, depth=8, patch=1, batch_size=64, native=native)
     (end,) = run(["memory", 40])
     assert end["status"] == 1
     assert "out of memory: lower batch_size (64), dim (256) or depth (8)" in end["says"]

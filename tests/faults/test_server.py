@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from lib import download
-from lib.download import DataError
+from lib.data import download
+from lib.data.download import DataError
 from test_download import accept, flipped, make_official, only, same, small, truncated, web_page  # noqa: F401
 
 
@@ -107,7 +107,7 @@ COLD = """
 import sys
 import numpy as np
 from torchvision.datasets import CIFAR10
-from lib import download
+from lib.data import download
 
 data, source, CIFAR10.url, download.OFFICIAL_SHA256 = sys.argv[1:]
 arrays = np.load(source)

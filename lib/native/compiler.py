@@ -29,7 +29,7 @@ def _cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    # Its family and model too: -march=native tunes for them, and what fast.py times is kept with the code.
+    # Its family and model too: -march=native tunes for them, and what layers.py times is kept with the code.
     names = ("cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
     said = sorted({line for line in lines if line.startswith(names)})  # of all cores: the same on each of them
     return "\n".join(said) or platform.processor() + platform.machine()
@@ -41,11 +41,11 @@ def _compile(source: Path, flags: tuple[str, ...]) -> Path:
     if not compiler:
         raise FileNotFoundError("no C compiler on the PATH")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    parts = [part.read_text() for part in sorted(source.parent.glob(f"{source.stem}*.c"))]  # it may include the others
+    parts = [part.read_text() for part in (source, *sorted(source.parent.glob("*.h")))]  # it may include these
     key = hashlib.sha256("\0".join([*parts, *FLAGS, *flags, version, _cpu()]).encode()).hexdigest()[:16]
     library = cache_dir() / f"{source.stem}-{key}.so"
     if not library.exists():
-        print(f"compiling lib/{source.name} for this processor (once)", file=sys.stderr)
+        print(f"compiling lib/native/{source.name} for this processor (once)", file=sys.stderr)
         library.parent.mkdir(parents=True, exist_ok=True)
         # Compiled under a name of its own and renamed: of two processes that start cold, both succeed.
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
@@ -60,11 +60,11 @@ def _compile(source: Path, flags: tuple[str, ...]) -> Path:
 
 @functools.cache
 def load(name: str, *flags: str) -> ctypes.CDLL | None:
-    """The compiled lib/`name`.c, or None (said once, in one line) where it cannot be compiled or loaded."""
+    """The compiled lib/native/`name`.c, or None (said once, in one line) where it cannot be compiled or loaded."""
     try:
         return ctypes.CDLL(str(_compile(Path(__file__).with_name(f"{name}.c"), flags)))
     except (OSError, subprocess.CalledProcessError) as error:
         lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         reason = next((line for line in lines if "error" in line), lines[0])
-        print(f"lib/{name}.c is not used, the slower way is: {reason}", file=sys.stderr)
+        print(f"lib/native/{name}.c is not used, the slower way is: {reason}", file=sys.stderr)
         return None

@@ -1,0 +1,1 @@
+"""Reads records: published figures, statistics, tables, figures, sentences and the page. Needs no torch."""

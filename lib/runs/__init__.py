@@ -1,0 +1,1 @@
+"""Writes records: one run, all runs of a study, the lock between processes, papermill, the bench."""
