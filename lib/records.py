@@ -10,13 +10,9 @@ reports/<study>/runs/<run>/result.json        the record; written last, so it ex
 
 import contextlib
 import datetime
-import functools
-import importlib.metadata
 import io
 import json
 import os
-import platform
-import subprocess
 import tempfile
 import zipfile
 import zlib
@@ -251,43 +247,6 @@ def read_bench() -> dict | None:
         if values.get("schema") == BENCH_SCHEMA:
             return values
     return None
-
-
-def environment() -> dict:
-    """Where a result comes from: versions, processor, system, commit. Of torch only what needs no import of it."""
-    packages = ("torch", "torchvision", "timm", "numpy", "pillow")
-    return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        **git_state(),
-    }
-
-
-@functools.cache
-def cpu_name() -> str:
-    """The processor as the system names it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def git_state() -> dict:
-    """The commit and whether source files differ from it; both None outside a git checkout."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(("git", *words), cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        # Reports are what runs write: they do not make the source another one.
-        changed = git("status", "--porcelain", "--", "lib", "notebooks", "params", "pyproject.toml")
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
 
 
 def now() -> str:

@@ -7,7 +7,6 @@ functions of (seed, epoch, image or batch number), so a checkpoint needs no rand
 import copy
 import dataclasses
 import math
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib import checkpoint, records
+from lib import checkpoint, machine, records
 from lib.data import loader
 from lib.data.augment import Augment
 from lib.data.download import Arrays
@@ -335,13 +334,8 @@ def refuse_other(state: dict, p: Params, dtype: str, folder: Path) -> None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """MB: the most that a CUDA GPU has held, or (elsewhere) the process's largest resident size."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    import resource  # not on Windows
-
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size / 1e6 if sys.platform == "darwin" else size * 1024 / 1e6
+    """MB: the most that a CUDA GPU has held, elsewhere the process."""
+    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else machine.peak_memory()
 
 
 def progress_line(entry: dict, epochs: int, left: float) -> str:

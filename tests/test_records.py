@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import made
-from lib import records
+from lib import machine, records
 
 
 @pytest.fixture
@@ -141,6 +141,6 @@ def test_arrays_are_written_as_the_same_bytes_each_time(tmp_path):
 
 
 def test_the_environment_says_where_a_result_comes_from():
-    environment = records.environment()
+    environment = machine.environment()
     assert environment["torch"].startswith("2.") and environment["cpu"] and environment["cores"] >= 1
     assert set(environment) >= {"python", "torchvision", "timm", "commit", "dirty", "system"}

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from lib import records
+from lib import machine, records
 from lib.data.download import DataError, cifar10
 from lib.params import ParameterError, Params
 from lib.records import span
@@ -148,7 +148,7 @@ def notebook_command(run: Run, folder: Path) -> list[str]:
 
 def share(jobs: int) -> dict[str, str]:
     """The environment that gives each of several runs its share of the cores."""
-    return {"OMP_NUM_THREADS": str(max(1, cores() // jobs))} if jobs > 1 else {}
+    return {"OMP_NUM_THREADS": str(max(1, machine.cores() // jobs))} if jobs > 1 else {}
 
 
 _executing: set[subprocess.Popen] = set()
@@ -222,12 +222,3 @@ def measured(run: Run) -> float | None:
 def folder_of(study: Study, run: str) -> Path:
     """A run's folder."""
     return records.study_folder(study.name) / "runs" / run
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
-import resource
 import signal
 import statistics
 import sys
@@ -21,7 +20,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from lib import records, study
+from lib import machine, records, study
 
 BATCH = 64  # images a training step
 TEST_BATCH = 100  # images a step of evaluation
@@ -87,7 +86,7 @@ def serve(pipe: Connection, network: Network, variant: str) -> None:
     torch.manual_seed(0)
     # What PyTorch loads at its first step is not the network's memory.
     ConvMixer(8, 1, 3, 4)(torch.randn(2, 3, 32, 32)).sum().backward()
-    size_before, begun = peak_size(), time.perf_counter()
+    size_before, begun = machine.peak_memory(), time.perf_counter()
     layout = torch.contiguous_format if variant == DEFAULT else torch.channels_last
     model = ConvMixer(network.dim, network.depth, network.kernel, network.patch).to(memory_format=layout)
     if variant in OURS:
@@ -131,7 +130,7 @@ def serve(pipe: Connection, network: Network, variant: str) -> None:
         return
     first = time.perf_counter() - begun
     train()
-    pipe.send({"first_step_seconds": round(first, 2), "peak_memory_mb": round(peak_size() - size_before)})
+    pipe.send({"first_step_seconds": round(first, 2), "peak_memory_mb": round(machine.peak_memory() - size_before)})
     warm = False
     for word in orders(pipe):
         if word == "evaluate" and not warm:
@@ -219,12 +218,6 @@ def orders(pipe: Connection) -> Iterator[str]:
     with contextlib.suppress(EOFError, ConnectionResetError):
         while (word := pipe.recv()) != "stop":
             yield word
-
-
-def peak_size() -> float:
-    """MB: the most that this process has held in memory so far."""
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size / 1e6 if sys.platform == "darwin" else size * 1024 / 1e6
 
 
 # ------------------------------------------------------------------------------------------------ in the main process
@@ -348,9 +341,9 @@ def bench(networks: list[Network], variants: list[str], rounds: int, epoch_image
         for network in networks:
             say(f"{network.name}: {len(variants)} variants")
             lines.append(measure(network, variants, rounds, machine_pipe, speeds))
-    machine = {name: round(statistics.median(s[name] for s in speeds), 1) for name in speeds[0]}
+    limit = {name: round(statistics.median(s[name] for s in speeds), 1) for name in speeds[0]}
     for network, line in zip(networks, lines, strict=True):
-        line |= bounds(network, machine)
+        line |= bounds(network, limit)
         own = line["variants"].get(line["ours"], {}).get("images_per_second")
         line["share_of_bound"] = round(own / line["bound"], 3) if own else None
         line["share_of_bound_bf16"] = round(own / line["bound_bf16"], 3) if own else None
@@ -368,11 +361,11 @@ def bench(networks: list[Network], variants: list[str], rounds: int, epoch_image
         "schema": records.BENCH_SCHEMA,
         "made": records.now(),
         "seconds": round(time.perf_counter() - started),
-        "environment": records.environment(),
+        "environment": machine.environment(),
         **settings,
         "load_average": {"before": load[0], "after": os.getloadavg()[0]},
         "batch": BATCH,
-        "limits": machine,
+        "limits": limit,
         "networks": lines,
         "epochs": epochs,
     }

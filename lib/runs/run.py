@@ -9,7 +9,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from lib import checkpoint, explore, records
+from lib import checkpoint, explore, machine, records
 from lib.data.download import DIGEST, Arrays, cifar10
 from lib.data.loader import recipe, split
 from lib.model import count_parameters, forward_macs, network
@@ -110,7 +110,7 @@ def make_record(p: Params, cifar: Arrays, trained: Trained, started: str) -> dic
         "started": started,
         "finished": records.now(),
         "environment": {
-            **records.environment(),
+            **machine.environment(),
             "device": device.type,
             "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
             "threads": torch.get_num_threads(),
