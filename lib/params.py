@@ -162,6 +162,40 @@ class Params:
 TYPES: dict[str, type] = typing.get_type_hints(Params)
 
 
+TORCHVISION_FORM = r"torchvision-([1-9])-([12]?\d|30)"
+TIMM_FORM = r"rand-m(\d|10)(?:-n([1-9]))?(?:-p(0\.\d+|1))?(?:-mstd(\d{1,2}(?:\.\d+)?))?-inc1"
+FORMS = (
+    "none, torchvision-OPS-MAGNITUDE (such as torchvision-2-9, magnitude up to 30) "
+    "or rand-mMAGNITUDE[-nOPS][-pSHARE][-mstdSPREAD]-inc1 (such as rand-m9-mstd0.5-inc1, magnitude up to 10)"
+)
+
+
+class Policy(typing.NamedTuple):
+    """What a `randaugment` parameter says."""
+
+    origin: str  # none, torchvision or timm
+    layers: int = 0  # operations an image
+    magnitude: int = 0  # out of 30 (torchvision) or 10 (timm)
+    spread: float = 0.0  # timm: standard deviation of the magnitude
+    share: float = 1.0  # timm: how often a layer does something
+
+
+def parse_randaugment(text: str) -> Policy:
+    """The policy named by a `randaugment` parameter; ParameterError with the allowed forms for anything else.
+
+    Of timm's strings only the "increasing" set is here (inc1: more magnitude is more change), without mmax and
+    weights: no recipe of this study has them.
+    """
+    if text == "none":
+        return Policy("none")
+    if found := re.fullmatch(TORCHVISION_FORM, text):
+        return Policy("torchvision", layers=int(found[1]), magnitude=int(found[2]))
+    if found := re.fullmatch(TIMM_FORM, text):
+        magnitude, layers, share, spread = found.groups()
+        return Policy("timm", int(layers or 2), int(magnitude), float(spread or 0), float(share or 0.5))
+    raise ParameterError(f"randaugment={text if text.isprintable() else repr(text)}: give {FORMS}")
+
+
 def run_name(params: Params, base: Params) -> str:
     """The name of a run's folder: network, kernel, patch, what else differs from its study's `base`, and the seed."""
     own = params.computed()
@@ -238,8 +272,7 @@ def _check(p: Params) -> None:
         need(kind is not float or math.isfinite(getattr(p, name)), name, "give a finite number")
     for name, allowed in CHOICES.items():
         need(getattr(p, name) in allowed, name, f"give one of {', '.join(allowed)}")
-    forms = r"none|torchvision-\d{1,2}-\d{1,2}|rand-[a-z0-9.-]{1,40}"  # exactly: lib.data.randaugment.parse
-    need(bool(re.fullmatch(forms, p.randaugment)), "randaugment", "give none, torchvision-2-9 or a timm string")
+    parse_randaugment(p.randaugment)
     for name in ("kernel", "dim", "depth", "epochs", "batch_size", "test_batch_size"):
         need(getattr(p, name) >= 1, name, "give 1 or more")
     need(p.kernel <= 2 * IMAGE - 1, "kernel", f"larger than any image needs, give 1 to {2 * IMAGE - 1}")

@@ -192,8 +192,7 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
     train_images, train_labels = images[train_rows], labels[train_rows]
     n = len(train_rows)
     few = slice(0, min(TRAIN_EVAL, n))
-    recipe = loader.recipe(p)
-    augment = Augment(train_images, recipe, p.seed, loader.MEAN, loader.STD[p.std])
+    augment = Augment(train_images, p, loader.MEAN, loader.STD[p.std])
     steps = loader.steps(n, p.batch_size)
 
     def measure(images: np.ndarray, labels: np.ndarray) -> dict:
@@ -263,7 +262,7 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
         plan, shuffled = augment.plan(epoch), order(p.seed, epoch, n)
         for x, y in loader.batches(augment, train_labels, plan, shuffled, p.batch_size, step, p.workers, device):
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-            x, targets = mix(x, y, recipe, p.seed, epoch, step)
+            x, targets = mix(x, y, p, epoch, step)
             lr = p.lr * schedule(p.schedule, (epoch * steps + step + 0.5) / (p.epochs * steps))
             for group in optimizer.param_groups:
                 group["lr"] = lr

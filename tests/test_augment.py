@@ -19,21 +19,30 @@ from torchvision import transforms as tv
 from torchvision.transforms import InterpolationMode, autoaugment, functional
 
 from lib.data import augment, draws, mix, randaugment
-from lib.data.augment import FRAME, Augment, Plan, Recipe, normalise
+from lib.data.augment import FRAME, Augment, Plan, normalise
 from lib.data.draws import order
 from lib.data.randaugment import OP, Code
 from lib.native import compiler
+from lib.params import Params, parse_randaugment
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 FILL = (125, 123, 114)  # MEAN as bytes
+
+
+def doing(**values) -> Params:
+    """Parameters that do nothing to an image but what is named."""
+    nothing = {"crop": "none", "flip": False, "randaugment": "none", "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
+    return Params(**{**nothing, **values})
+
+
 RECIPES = {
-    "study": Recipe(crop="pad", flip=True, randaugment="torchvision-2-9", erasing=0.25),
-    "original": Recipe(
+    "study": doing(crop="pad", flip=True, randaugment="torchvision-2-9", erasing=0.25),
+    "original": doing(
         crop="resized", flip=True, randaugment="rand-m9-mstd0.5-inc1", erasing=0.25, erasing_mode="pixel"
     ),
-    "fast": Recipe(crop="resized", crop_ratio=1.0, flip=True, randaugment="torchvision-2-12", jitter=0.1, erasing=0.25),
-    "light": Recipe(crop="reflect", flip=True),
-    "none": Recipe(),
+    "fast": doing(crop="resized", crop_ratio=1.0, flip=True, randaugment="torchvision-2-12", jitter=0.1, erasing=0.25),
+    "light": doing(crop="reflect", flip=True),
+    "none": doing(),
 }
 
 
@@ -61,9 +70,9 @@ def applied_by(request, monkeypatch):
     return request.param
 
 
-def apply_ops(images: np.ndarray, ops: np.ndarray, recipe: Recipe = RECIPES["none"]) -> np.ndarray:
+def apply_ops(images: np.ndarray, ops: np.ndarray, recipe: Params = RECIPES["none"]) -> np.ndarray:
     """Each image (N, H, W, 3) after its own operations (N, k)."""
-    maker = Augment(images, recipe, 0, MEAN, STD)
+    maker = Augment(images, recipe, MEAN, STD)
     return maker.batch(Plan(maker.plan(0).frames, ops), np.arange(len(images)))
 
 
@@ -118,7 +127,7 @@ def test_timm_ops_are_exact(applied_by, size, monkeypatch):
             arguments = (max(1, *arguments),)  # Pillow refuses timm's 0 bits
         made = auto_augment.NAME_TO_OP[name](Image.fromarray(image), *arguments, fillcolor=FILL, resample=f)
         expected.append(made)
-    got = apply_ops(images, ops[:, None], Recipe(randaugment="rand-m9-inc1"))  # for timm's fill
+    got = apply_ops(images, ops[:, None], doing(randaugment="rand-m9-inc1"))  # for timm's fill
     assert_pixels(got, expected)
 
 
@@ -142,7 +151,7 @@ def test_shifts_are_exact(applied_by, mode):
     """All 81 places of a padded crop, mirrored or not."""
     places = [(top, left, flip) for top in range(9) for left in range(9) for flip in (0, 1)]
     images = pictures(len(places), 11, 17)
-    maker = Augment(images, Recipe(crop=mode), 0, MEAN, STD)
+    maker = Augment(images, doing(crop=mode), MEAN, STD)
     plan = maker.plan(0)
     expected = []
     for frame, image, (top, left, flip) in zip(plan.frames, images, places, strict=True):
@@ -159,7 +168,7 @@ def test_resized_crops_are_exact(applied_by, size):
     height, width = size
     windows = [(h, w, f) for h in range(1, height + 1) for w in range(1, width + 1) for f in (2, 3)]
     images = np.tile(pictures(5, *size), (len(windows) // 5 + 1, 1, 1, 1))[: len(windows)]
-    maker = Augment(images, Recipe(crop="resized"), 0, MEAN, STD)
+    maker = Augment(images, doing(crop="resized"), MEAN, STD)
     frames, expected = np.zeros(len(windows), FRAME), []
     rng = np.random.default_rng(0)
     for frame, image, (h, w, f) in zip(frames, images, windows, strict=True):
@@ -177,7 +186,7 @@ def test_c_and_pillow_agree(name, size, monkeypatch):
     """Whole recipes, every float of the result."""
     if compiler.load("augment", "-ffp-contract=off") is None:
         pytest.skip("no C compiler")
-    maker = Augment(pictures(400, *size), RECIPES[name], 3, MEAN, STD)
+    maker = Augment(pictures(400, *size), RECIPES[name].replace(seed=3), MEAN, STD)
     plan, indices = maker.plan(1), order(3, 1, 400)
     ours = maker.batch(plan, indices)
     monkeypatch.setattr(compiler, "load", lambda *_: None)
@@ -192,7 +201,7 @@ def test_normalisation_is_torchvisions():
     to_tensor = tv.Compose([tv.ToTensor(), tv.Normalize(MEAN, STD)])
     expected = np.stack([to_tensor(Image.fromarray(image)).permute(1, 2, 0).numpy() for image in images])
     assert normalise(images, MEAN, STD).tobytes() == expected.tobytes()
-    nothing = Augment(images, Recipe(), 0, MEAN, STD)
+    nothing = Augment(images, doing(), MEAN, STD)
     assert nothing.batch(nothing.plan(0), np.arange(20)).tobytes() == expected.tobytes()
 
 
@@ -200,7 +209,7 @@ def test_holes(applied_by):
     """Erased pixels are 0 after normalisation, or the stretch of noise that the plan names; the rest is untouched."""
     images = pictures(200)
     for mode in ("zero", "pixel"):
-        maker = Augment(images, Recipe(erasing=0.5, erasing_mode=mode), 0, MEAN, STD)
+        maker = Augment(images, doing(erasing=0.5, erasing_mode=mode), MEAN, STD)
         plan = maker.plan(0)
         expected = normalise(images, MEAN, STD)
         for image, frame in zip(expected, plan.frames, strict=True):
@@ -226,12 +235,12 @@ def frequencies_same(counts, shares) -> bool:
     return stats.chisquare(counts, expected).pvalue > 1e-4
 
 
-def plan_of(recipe: Recipe, n: int = N, height: int = 32, width: int = 32) -> Plan:
-    return Augment(np.zeros((n, height, width, 3), np.uint8), recipe, 7, MEAN, STD).plan(2)
+def plan_of(recipe: Params, n: int = N, height: int = 32, width: int = 32) -> Plan:
+    return Augment(np.zeros((n, height, width, 3), np.uint8), recipe.replace(seed=7), MEAN, STD).plan(2)
 
 
 def test_flips_and_shifts():
-    frames = plan_of(Recipe(crop="pad", flip=True)).frames
+    frames = plan_of(doing(crop="pad", flip=True)).frames
     assert abs(frames["flip"].mean() - 0.5) < 4 * 0.5 / N**0.5
     for name in ("top", "left"):
         values, counts = np.unique(frames[name], return_counts=True)
@@ -245,7 +254,7 @@ def test_flips_and_shifts():
 def test_resized_windows(scale, ratio, size):
     """Against timm's and torchvision's own choice of windows; 20 x 40 with ratio 1 never fits: the middle then."""
     height, width = size
-    f = plan_of(Recipe(crop="resized", crop_scale=scale, crop_ratio=ratio), 8000, *size).frames
+    f = plan_of(doing(crop="resized", crop_scale=scale, crop_ratio=ratio), 8000, *size).frames
     random.seed(0)
     torch.manual_seed(0)
     image = Image.new("RGB", (width, height))
@@ -257,7 +266,7 @@ def test_resized_windows(scale, ratio, size):
         assert same(f["top"], top) and same(f["left"], left)
     # The comparison can fail: a slightly different range is told apart.
     if size == (32, 32):
-        other = plan_of(Recipe(crop="resized", crop_scale=scale + 0.05, crop_ratio=ratio), 8000).frames
+        other = plan_of(doing(crop="resized", crop_scale=scale + 0.05, crop_ratio=ratio), 8000).frames
         assert not same(other["height"] * other["width"], h * w)
 
 
@@ -272,7 +281,7 @@ def test_interpolation_of_resized_crops():
 
 
 def test_holes_of_torchvision():
-    frames = plan_of(Recipe(erasing=0.25)).frames
+    frames = plan_of(doing(erasing=0.25)).frames
     share = (frames["hole"][:, 2] > 0).mean()
     assert abs(share - 0.25) < 4 * (0.25 * 0.75 / N) ** 0.5
     torch.manual_seed(0)
@@ -282,7 +291,7 @@ def test_holes_of_torchvision():
 
 
 def test_holes_of_timm():
-    hole = plan_of(Recipe(erasing=1.0, erasing_mode="pixel")).frames["hole"]
+    hole = plan_of(doing(erasing=1.0, erasing_mode="pixel")).frames["hole"]
 
     class Noting(list):
         def __setitem__(self, place, _):
@@ -306,7 +315,7 @@ def _compare_holes(ours: np.ndarray, theirs: np.ndarray) -> None:
 
 
 def test_noise_is_normal():
-    maker = Augment(pictures(4000), Recipe(erasing=1.0, erasing_mode="pixel"), 0, MEAN, STD)
+    maker = Augment(pictures(4000), doing(erasing=1.0, erasing_mode="pixel"), MEAN, STD)
     assert np.isfinite(maker.bank).all()
     assert stats.kstest(maker.bank[:100_000], "norm").pvalue > 1e-4
     plan = maker.plan(0)
@@ -317,7 +326,7 @@ def test_torchvision_choices_are_even():
     """All 14 operations and both signs, alike in both layers, and the layers independent."""
     choices = randaugment.torchvision_choices(9, 32, 32)
     codes = [tuple(op.item()[:2]) + tuple(op["arg"]) for op in choices.ravel()]
-    ops = plan_of(Recipe(randaugment="torchvision-2-9")).ops
+    ops = plan_of(doing(randaugment="torchvision-2-9")).ops
     assert ops.shape == (N, 2)
     shares = {code: codes.count(code) for code in codes}  # an operation without a sign stands there twice
     for layer in ops.T:
@@ -357,14 +366,14 @@ def test_timm_policy_draws(monkeypatch):
     for _ in range(N):
         theirs(None)
     noted["PosterizeIncreasing"] = np.maximum(1, noted["PosterizeIncreasing"])
-    ops = plan_of(Recipe(randaugment="rand-m9-mstd0.5-inc1")).ops
+    ops = plan_of(doing(randaugment="rand-m9-mstd0.5-inc1")).ops
     ours = arguments_by_name(ops)
     assert ours.keys() == noted.keys()
     for drawn in (ours, noted):
         assert abs(sum(map(len, drawn.values())) / (2 * N) - 0.5) < 4 * 0.5 / (2 * N) ** 0.5
         assert frequencies_same([len(values) for values in drawn.values()], np.ones(15))
-    lower = arguments_by_name(plan_of(Recipe(randaugment="rand-m8-mstd0.5-inc1")).ops)
-    wider = arguments_by_name(plan_of(Recipe(randaugment="rand-m9-mstd1-inc1")).ops)
+    lower = arguments_by_name(plan_of(doing(randaugment="rand-m8-mstd0.5-inc1")).ops)
+    wider = arguments_by_name(plan_of(doing(randaugment="rand-m9-mstd1-inc1")).ops)
     for name, values in noted.items():
         assert same(ours[name], values), name
         if name not in ("AutoContrast", "Equalize", "Invert"):
@@ -376,7 +385,7 @@ def test_timm_policy_draws(monkeypatch):
 
 
 def test_jitter_draws():
-    ops = plan_of(Recipe(jitter=0.1)).ops
+    ops = plan_of(doing(jitter=0.1)).ops
     torch.manual_seed(0)
     jitter = tv.ColorJitter(0.1, 0.1, 0.1)
     drawn = [jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, None) for _ in range(5000)]
@@ -413,7 +422,7 @@ def test_pixels_have_the_distribution_of_the_real_pipelines(name):
         steps += [policy, *end, random_erasing.RandomErasing(0.25, mode="pixel", device="cpu")]
     pipeline = tv.Compose(steps)
     theirs = np.stack([pipeline(Image.fromarray(image)).permute(1, 2, 0).numpy() for image in images])
-    maker = Augment(images, recipe, 5, MEAN, STD)
+    maker = Augment(images, recipe.replace(seed=5), MEAN, STD)
     ours = maker.batch(maker.plan(0), np.arange(n))
     plain = normalise(images, MEAN, STD)
     for measure in (np.mean, np.std, np.max, np.min, lambda x, axis: np.abs(np.diff(x, axis=2)).mean(axis)):
@@ -428,7 +437,7 @@ def test_pixels_have_the_distribution_of_the_real_pipelines(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_an_image_depends_on_seed_epoch_and_index_alone(name, applied_by):
     images = pictures(300)
-    maker = Augment(images, RECIPES[name], 11, MEAN, STD)
+    maker = Augment(images, RECIPES[name].replace(seed=11), MEAN, STD)
     plan = maker.plan(4)
     whole = maker.batch(plan, np.arange(300))
     picked = order(11, 4, 300)[:50]
@@ -436,15 +445,15 @@ def test_an_image_depends_on_seed_epoch_and_index_alone(name, applied_by):
     assert (np.concatenate([maker.batch(plan, [i]) for i in picked]) == whole[picked]).all()
     assert maker.batch(plan, np.arange(0)).shape == (0, 32, 32, 3)
     # Another object, unpickled, that knows fewer images.
-    fewer = pickle.loads(pickle.dumps(Augment(images[:60], RECIPES[name], 11, MEAN, STD)))
+    fewer = pickle.loads(pickle.dumps(Augment(images[:60], RECIPES[name].replace(seed=11), MEAN, STD)))
     assert (fewer.batch(fewer.plan(4), np.arange(60)) == whole[:60]).all()
     for seed, epoch in ((11, 5), (12, 4)):
-        other = Augment(images, RECIPES[name], seed, MEAN, STD)
+        other = Augment(images, RECIPES[name].replace(seed=seed), MEAN, STD)
         assert (other.batch(other.plan(epoch), np.arange(300)) == whole).all() == (name == "none")
 
 
 def test_threads_do_not_disturb_each_other():
-    maker = Augment(pictures(2000), RECIPES["original"], 0, MEAN, STD)
+    maker = Augment(pictures(2000), RECIPES["original"], MEAN, STD)
     plan = maker.plan(0)
     parts = np.array_split(order(0, 0, 2000), 40)
     alone = [maker.batch(plan, part) for part in parts]
@@ -483,10 +492,10 @@ def test_golden():
     """Fails when the same parameters no longer give the same numbers: then raise NUMERICS in lib/params.py."""
     digests = {}
     for name, recipe in RECIPES.items():
-        maker = Augment(pictures(64), recipe, 1, MEAN, STD)
+        maker = Augment(pictures(64), recipe.replace(seed=1), MEAN, STD)
         digests[name] = hashlib.sha256(maker.batch(maker.plan(2), order(1, 2, 64))).hexdigest()[:16]
-    recipe = Recipe(mixup=0.5, cutmix=0.5)
-    shares = [round(mix.draw(recipe, 1, 2, batch, 32, 32)[0], 9) for batch in range(8)]
+    recipe = doing(mixup=0.5, cutmix=0.5)
+    shares = [round(mix.draw(recipe.replace(seed=1), 2, batch, 32, 32)[0], 9) for batch in range(8)]
     digests["mix"] = hashlib.sha256(repr(shares).encode()).hexdigest()[:16]
     assert digests == GOLDEN
 
@@ -503,7 +512,7 @@ GOLDEN = {
 
 # ---- Mixup and CutMix ----
 
-BOTH = Recipe(mixup=0.5, cutmix=0.5, label_smoothing=0.1)
+BOTH = doing(mixup=0.5, cutmix=0.5, label_smoothing=0.1)
 
 
 def tensors(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -532,7 +541,13 @@ class TimmRandom:
 
 @pytest.mark.parametrize(
     "recipe",
-    [BOTH, replace(BOTH, mix_prob=0.5), Recipe(mixup=0.8), Recipe(cutmix=1.0), Recipe(mixup=0.2, label_smoothing=0.3)],
+    [
+        BOTH,
+        replace(BOTH, mix_prob=0.5),
+        doing(mixup=0.8),
+        doing(cutmix=1.0),
+        doing(mixup=0.2, label_smoothing=0.3),
+    ],
 )
 def test_mix_is_timms(recipe, monkeypatch):
     """timm's Mixup on the same draws: images and targets to the bit, for many batches."""
@@ -544,9 +559,9 @@ def test_mix_is_timms(recipe, monkeypatch):
     for batch in range(60):
         monkeypatch.setattr(mixup, "np", SimpleNamespace(random=TimmRandom(1, 2, batch), sqrt=np.sqrt, clip=np.clip))
         expected, targets = oracle(images.clone(), labels)
-        mixed, soft = mix.mix(images, labels, recipe, 1, 2, batch)
+        mixed, soft = mix.mix(images, labels, recipe.replace(seed=1), 2, batch)
         assert torch.equal(mixed, expected) and torch.equal(soft, targets)
-        lam, box = mix.draw(recipe, 1, 2, batch, 32, 32)
+        lam, box = mix.draw(recipe.replace(seed=1), 2, batch, 32, 32)
         kinds.add("cut" if box else "mixed" if lam < 1 else "plain")
     possible = {"cut": recipe.cutmix > 0, "mixed": recipe.mixup > 0, "plain": recipe.mix_prob < 1}
     assert kinds == {kind for kind, can_be in possible.items() if can_be}
@@ -556,7 +571,7 @@ def test_mix_keeps_its_input_and_layout():
     images, labels = tensors(9)
     before = images.clone()
     for batch in range(12):
-        mixed, targets = mix.mix(images, labels, BOTH, 0, 0, batch)
+        mixed, targets = mix.mix(images, labels, BOTH, 0, batch)
         assert torch.equal(images, before)
         assert mixed.is_contiguous(memory_format=torch.channels_last) and mixed.dtype == torch.float32
         assert targets.shape == (9, 10) and torch.allclose(targets.sum(1), torch.ones(9))
@@ -569,22 +584,22 @@ def test_mix_targets_weigh_the_pixels():
     """CutMix: the share of a label is the share of pixels of its image, also where the border clips the box."""
     images = torch.arange(8.0)[:, None, None, None].expand(8, 3, 32, 32)
     for batch in range(40):
-        mixed, targets = mix.mix(images, torch.arange(8), Recipe(cutmix=1.0), 0, 0, batch)
+        mixed, targets = mix.mix(images, torch.arange(8), doing(cutmix=1.0), 0, batch)
         kept = (mixed[:, 0] == images[:, 0]).float().mean((1, 2))
         assert torch.allclose(targets[torch.arange(8), torch.arange(8)], kept, atol=1e-6)
 
 
 def test_mix_draws():
     """How often, which of the two, and how much: alpha reaches the Beta distribution."""
-    recipe = Recipe(mixup=0.4, cutmix=1.0, mix_prob=0.6)
-    drawn = [mix.draw(recipe, 0, 1, batch, 32, 32) for batch in range(6000)]
+    recipe = doing(mixup=0.4, cutmix=1.0, mix_prob=0.6)
+    drawn = [mix.draw(recipe, 1, batch, 32, 32) for batch in range(6000)]
     mixed = [lam for lam, box in drawn if box is None and lam != 1]
     cut = [box for _, box in drawn if box is not None]
     assert frequencies_same([len(mixed), len(cut), 6000 - len(mixed) - len(cut)], [0.3, 0.3, 0.4])
     assert stats.kstest(mixed, stats.beta(0.4, 0.4).cdf).pvalue > 1e-4
     assert stats.kstest(mixed, stats.beta(0.6, 0.6).cdf).pvalue < 1e-4
-    assert mix.draw(Recipe(), 0, 0, 0, 32, 32) == (1.0, None)
-    assert mix.draw(recipe, 0, 1, 3, 32, 32) == drawn[3] != mix.draw(recipe, 0, 2, 3, 32, 32)
+    assert mix.draw(doing(), 0, 0, 32, 32) == (1.0, None)
+    assert mix.draw(recipe, 1, 3, 32, 32) == drawn[3] != mix.draw(recipe, 2, 3, 32, 32)
 
 
 # ---- Wrong input ----
@@ -600,12 +615,12 @@ def test_mix_draws():
 )
 def test_unknown_policies_are_refused(text):
     with pytest.raises(ValueError, match=r"^randaugment=.*torchvision-OPS-MAGNITUDE.*rand-m") as caught:
-        Recipe(randaugment=text)
+        doing(randaugment=text)
     assert "\n" not in str(caught.value)
 
 
 def test_policies_are_read():
-    parse = randaugment.parse
+    parse = parse_randaugment
     assert parse("none").layers == 0
     assert parse("torchvision-2-9") == ("torchvision", 2, 9, 0.0, 1.0)
     assert parse("rand-m9-mstd0.5-inc1") == ("timm", 2, 9, 0.5, 0.5)
@@ -615,17 +630,17 @@ def test_policies_are_read():
 def test_wrong_input_is_refused():
     for wrong in ({"crop": "padded"}, {"erasing_mode": "noise"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            Recipe(**wrong)
+            doing(**wrong)
     good = pictures(10)
     for images in (good.astype(np.float32), good[..., ::-1], good[:, :7].copy(), good[0], np.moveaxis(good, 3, 1)):
         with pytest.raises(ValueError, match="images"):
-            Augment(images, Recipe(), 0, MEAN, STD)
-    maker = Augment(good, Recipe(), 0, MEAN, STD)
+            Augment(images, doing(), MEAN, STD)
+    maker = Augment(good, doing(), MEAN, STD)
     for indices in ([10], [-1], [0, 3, 99]):
         with pytest.raises(IndexError):
             maker.batch(maker.plan(0), indices)
     with pytest.raises(IndexError):
-        maker.batch(Augment(good[:5], Recipe(), 0, MEAN, STD).plan(0), [0])
+        maker.batch(Augment(good[:5], doing(), MEAN, STD).plan(0), [0])
 
 
 # ---- Speed ----
@@ -635,7 +650,7 @@ def test_speed(applied_by):
     """Prints microseconds an image with -s; the bound only catches a loss of a whole order."""
     images = pictures(2000)
     for name, recipe in RECIPES.items():
-        maker = Augment(images, recipe, 0, MEAN, STD)
+        maker = Augment(images, recipe, MEAN, STD)
         plan, places = maker.plan(0), order(0, 0, 2000)
         taken = []
         for _ in range(3):
@@ -649,7 +664,7 @@ def test_speed(applied_by):
 
 def test_planning_is_cheap():
     recipe = replace(RECIPES["original"], jitter=0.1)
-    maker = Augment(np.zeros((50_000, 32, 32, 3), np.uint8), recipe, 0, MEAN, STD)
+    maker = Augment(np.zeros((50_000, 32, 32, 3), np.uint8), recipe, MEAN, STD)
     start = time.perf_counter()
     maker.plan(0)
     print(f"\nplan of 50,000 images: {time.perf_counter() - start:.2f} s", end="")

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from lib.data import loader
-from lib.data.augment import Augment, Recipe
+from lib.data.augment import Augment
 from lib.data.draws import order
+from lib.params import Params
 
 
 @pytest.fixture
@@ -40,8 +41,7 @@ def test_a_smaller_training_set_is_balanced_part_of_a_larger_one_and_leaves_the_
 
 def epoch_of(cifar, workers, first=0, batch_size=48, n=200):
     images, labels = cifar["train_images"][:n], cifar["train_labels"][:n]
-    recipe = Recipe(crop="pad", flip=True, randaugment="torchvision-2-9", erasing=0.5)
-    augment = Augment(images, recipe, 0, loader.MEAN, loader.STD["pixels"])
+    augment = Augment(images, Params(erasing=0.5), loader.MEAN, loader.STD["pixels"])
     return list(loader.batches(augment, labels, augment.plan(1), order(0, 1, n), batch_size, first, workers))
 
 

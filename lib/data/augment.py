@@ -7,7 +7,6 @@ Rows are applied by lib/native/augment.c where there is a C compiler, elsewhere 
 
 import ctypes
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from lib.data import randaugment
 from lib.data.draws import Purpose, uniform
 from lib.data.randaugment import OP, Filter
 from lib.native import compiler
+from lib.params import Params, parse_randaugment
 
 PADDING = 4  # pixels by which crops may reach over the border
 SMALLEST = 8  # pixels; a reflected crop needs more than PADDING
@@ -27,33 +27,6 @@ HOLES = {
     "pixel": ((0.02, 1 / 3), (0.3, 1 / 0.3)),  # timm's
 }
 BANK = 2**20  # places in the normal numbers that "pixel" erasing reads from
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What is done to the training images; as it stands, nothing. The order is that of the fields.
-
-    Pixels up to `jitter` are bytes as in torchvision's and timm's transforms; erasing follows normalisation.
-    """
-
-    crop: str = "none"  # none; pad or reflect: shifted by up to 4 pixels; resized: a random part, enlarged
-    crop_scale: float = 0.75  # resized: smallest share of the area
-    crop_ratio: float = 4 / 3  # resized: widest aspect ratio, either way
-    flip: bool = False  # horizontal, half of the images
-    randaugment: str = "none"  # see lib.data.randaugment.parse
-    jitter: float = 0.0  # brightness, contrast and saturation by up to this factor, in random order
-    erasing: float = 0.0  # share of images with an erased rectangle
-    erasing_mode: str = "zero"  # zero (torchvision's rectangles) or pixel (timm's rectangles, normal noise)
-    mixup: float = 0.0  # alpha of Beta(alpha, alpha), 0 for none
-    cutmix: float = 0.0  # alpha, 0 for none
-    mix_prob: float = 1.0  # share of batches that are mixed
-    label_smoothing: float = 0.0  # share of each target spread over all classes
-
-    def __post_init__(self):
-        for name, choices in (("crop", ("none", "pad", "reflect", "resized")), ("erasing_mode", ("zero", "pixel"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)}: give one of {', '.join(choices)}")
-        randaugment.parse(self.randaugment)
 
 
 # The window of the source that is seen (height, width: the image's own, or a smaller one that is enlarged with
@@ -75,61 +48,63 @@ class Plan(NamedTuple):
 class Augment:
     """Augments `images` (N, H, W, 3), uint8, C-contiguous, H and W at least 8; they are shared, not copied.
 
-    mean, std: of each channel, in [0, 1]. Can be pickled, forked and used from several threads.
+    What happens to them is what `p` says, from crop to erasing_mode and in that order. Pixels up to `jitter` are bytes
+    as in torchvision's and timm's transforms; erasing follows normalisation. mean, std: of each channel, in [0, 1].
+    Can be pickled, forked and used from several threads.
     """
 
-    def __init__(self, images: np.ndarray, recipe: Recipe, seed: int, mean, std):
+    def __init__(self, images: np.ndarray, p: Params, mean, std):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.flags.c_contiguous:
             raise ValueError(f"images: need C-contiguous uint8 (N, H, W, 3), got {images.dtype} {images.shape}")
         if min(images.shape[1:3]) < SMALLEST:
             raise ValueError(f"images: need {SMALLEST} pixels or more each way, got {images.shape[1:3]}")
-        self.images, self.recipe, self.seed = images, recipe, seed
-        self.policy = randaugment.parse(recipe.randaugment)
+        self.images, self.p = images, p
+        self.policy = parse_randaugment(p.randaugment)
         self.table = normalise(np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, 2), mean, std)[:, 0]
         # What shear, rotation and translation bring in: black in torchvision, the mean colour in timm.
         self.fill = tuple(min(255, round(255 * m)) for m in mean) if self.policy.origin == "timm" else (0, 0, 0)
         self.bank = None
-        if recipe.erasing > 0 and recipe.erasing_mode == "pixel":
+        if p.erasing > 0 and p.erasing_mode == "pixel":
             # A hole shows a stretch of this bank from a random place on: independent values within an image; any
             # two holes of CIFAR-10's size have a chance of one in a thousand to share some.
-            u = uniform(seed, 0, Purpose.NOISE, BANK + images[0].size, 1)[:, 0]
+            u = uniform(p.seed, 0, Purpose.NOISE, BANK + images[0].size, 1)[:, 0]
             self.bank = ndtri(u).astype(np.float32)
 
     def plan(self, epoch: int) -> Plan:
         """The draws of one epoch for all images: 0.1 s for 50,000 with everything switched on."""
         n, height, width, _ = self.images.shape
-        recipe, policy = self.recipe, self.policy
+        p, policy = self.p, self.policy
 
         def draw(purpose, columns):
-            return uniform(self.seed, epoch, purpose, n, columns)
+            return uniform(p.seed, epoch, purpose, n, columns)
 
         frames = np.zeros(n, FRAME)
         frames["height"], frames["width"] = height, width
-        if recipe.crop in ("pad", "reflect"):
+        if p.crop in ("pad", "reflect"):
             places = np.floor(draw(Purpose.CROP, 2) * (2 * PADDING + 1)) - PADDING
             frames["top"], frames["left"] = places.T
-        elif recipe.crop == "resized":
+        elif p.crop == "resized":
             self._draw_windows(frames, draw(Purpose.CROP, 23))
-        if recipe.flip:
+        if p.flip:
             frames["flip"] = draw(Purpose.FLIP, 1)[:, 0] < 0.5
-        if recipe.erasing > 0:
+        if p.erasing > 0:
             u = draw(Purpose.ERASING, 24)
-            hole = _rectangles(u, height, width, *HOLES[recipe.erasing_mode], (height - 1, width - 1))
-            frames["hole"] = np.where(u[:, 22] < recipe.erasing, hole, 0).T
+            hole = _rectangles(u, height, width, *HOLES[p.erasing_mode], (height - 1, width - 1))
+            frames["hole"] = np.where(u[:, 22] < p.erasing, hole, 0).T
             frames["noise"] = u[:, 23] * BANK
 
         ops = [np.zeros((n, 0), OP)]
         if policy.layers:
             ops.append(randaugment.draw(policy, draw(Purpose.RANDAUGMENT, 5 * policy.layers), height, width))
-        if recipe.jitter > 0:
-            ops.append(randaugment.draw_jitter(recipe.jitter, draw(Purpose.JITTER, 4)))
+        if p.jitter > 0:
+            ops.append(randaugment.draw_jitter(p.jitter, draw(Purpose.JITTER, 4)))
         return Plan(frames, np.concatenate(ops, axis=1))
 
     def _draw_windows(self, frames: np.ndarray, u: np.ndarray) -> None:
         """RandomResizedCrop, from u (N, 23)."""
         height, width = self.images.shape[1:3]
-        ratio = self.recipe.crop_ratio
-        drawn = _rectangles(u, height, width, (self.recipe.crop_scale, 1), (1 / ratio, ratio), (height, width))
+        ratio = self.p.crop_ratio
+        drawn = _rectangles(u, height, width, (self.p.crop_scale, 1), (1 / ratio, ratio), (height, width))
         # Ten tries without one that fits: the largest part in the middle that has an allowed shape.
         h, w = min(height, round(width * ratio)), min(width, round(height * ratio))
         middle = (height - h) // 2, (width - w) // 2, h, w
@@ -160,7 +135,7 @@ class Augment:
         fill = np.array(self.fill, np.uint8)
         failed = library.augment(
             pointer(self.images), height, width, pointer(plan.frames), pointer(plan.ops), plan.ops.shape[1],
-            int(self.recipe.crop == "reflect"), pointer(fill), pointer(self.table), pointer(self.bank),
+            int(self.p.crop == "reflect"), pointer(fill), pointer(self.table), pointer(self.bank),
             pointer(indices), len(indices), pointer(out),
         )  # fmt: skip
         if failed:
@@ -185,7 +160,7 @@ class Augment:
         if (top, left, h, w) == (0, 0, height, width):
             return Image.fromarray(image)
         if (h, w) == (height, width):
-            mode = "reflect" if self.recipe.crop == "reflect" else "constant"
+            mode = "reflect" if self.p.crop == "reflect" else "constant"
             padded = np.pad(image, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)), mode)
             top, left = top + PADDING, left + PADDING
             return Image.fromarray(padded[top : top + h, left : left + w])

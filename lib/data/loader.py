@@ -1,6 +1,5 @@
 """From CIFAR-10's arrays (see download.py) to batches: the validation split, augmented and plain batches."""
 
-import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lib.data.augment import Augment, Plan, Recipe, normalise
+from lib.data.augment import Augment, Plan, normalise
 from lib.data.download import Arrays
-from lib.params import ParameterError, Params
+from lib.params import Params
 from lib.records import CLASSES
 
 # Per channel, over the 50,000 training images, of values in 0..1: the mean; the standard deviation of all pixels; and
@@ -30,14 +29,6 @@ def split(labels: np.ndarray, val_size: int, train_size: int, seed: int) -> tupl
     rows = np.stack(columns, axis=1)  # (N / 10, 10)
     val, train = rows[: val_size // 10].ravel(), rows[val_size // 10 :].ravel()
     return np.sort(train[: train_size or None]), np.sort(val)
-
-
-def recipe(p: Params) -> Recipe:
-    """The part of a run's parameters that says what is done to its training images; ParameterError if it cannot be."""
-    try:
-        return Recipe(**{field.name: getattr(p, field.name) for field in dataclasses.fields(Recipe)})
-    except ValueError as error:
-        raise ParameterError(str(error)) from None
 
 
 def steps(images: int, batch_size: int) -> int:
@@ -89,7 +80,7 @@ def preview(p: Params, cifar: Arrays, epochs: int, count: int = 4) -> tuple[np.n
     """The first training images as they are, (count, 32, 32, 3), and augmented, (epochs, count, 32, 32, 3), in 0..1."""
     images = cifar["train_images"][:count]
     std = STD[p.std]
-    augment = Augment(images, recipe(p), p.seed, MEAN, std)
+    augment = Augment(images, p, MEAN, std)
     shown = np.stack([augment.batch(augment.plan(epoch), np.arange(count)) for epoch in range(epochs)])
     return images / 255, np.clip(shown * std + MEAN, 0, 1)
 

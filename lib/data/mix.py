@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.data.augment import Recipe
 from lib.data.draws import Purpose, philox
+from lib.params import Params
 
 
 def mix(
-    images: Tensor, labels: Tensor, recipe: Recipe, seed: int, epoch: int, batch: int, classes: int = 10
+    images: Tensor, labels: Tensor, p: Params, epoch: int, batch: int, classes: int = 10
 ) -> tuple[Tensor, Tensor]:
     """The batch mixed (or not) as its draws say, and its soft targets: timm's Mixup in batch mode.
 
@@ -20,29 +20,29 @@ def mix(
     strength for the whole batch; partners are the first image and the last, the second and the last but one, and in
     an odd batch the middle one and itself.
     """
-    lam, box = draw(recipe, seed, epoch, batch, *images.shape[-2:])
+    lam, box = draw(p, epoch, batch, *images.shape[-2:])
     if box is not None:
         rows, columns = box
         mixed = images.clone()
         mixed[..., rows, columns] = images.flip(0)[..., rows, columns]
     else:
         mixed = images if lam == 1 else images.mul(lam).add_(images.flip(0).mul_(1 - lam))
-    off = recipe.label_smoothing / classes
+    off = p.label_smoothing / classes
     targets = torch.full((len(labels), classes), off, device=images.device)
-    targets.scatter_(1, labels[:, None], 1 - recipe.label_smoothing + off)
+    targets.scatter_(1, labels[:, None], 1 - p.label_smoothing + off)
     return mixed, targets if lam == 1 else targets * lam + targets.flip(0) * (1 - lam)
 
 
 def draw(
-    recipe: Recipe, seed: int, epoch: int, batch: int, height: int, width: int
+    p: Params, epoch: int, batch: int, height: int, width: int
 ) -> tuple[float, tuple[slice, slice] | None]:
     """The share that each image keeps, and for CutMix the (rows, columns) that come from its partner."""
-    random = np.random.Generator(philox(seed, epoch, Purpose.MIX, batch))
+    random = np.random.Generator(philox(p.seed, epoch, Purpose.MIX, batch))
     gate, switch, y, x = random.random(4)
-    if gate >= recipe.mix_prob or recipe.mixup == recipe.cutmix == 0:
+    if gate >= p.mix_prob or p.mixup == p.cutmix == 0:
         return 1.0, None
-    cut = recipe.cutmix > 0 and (recipe.mixup == 0 or switch < 0.5)
-    alpha = recipe.cutmix if cut else recipe.mixup
+    cut = p.cutmix > 0 and (p.mixup == 0 or switch < 0.5)
+    alpha = p.cutmix if cut else p.mixup
     lam = float(random.beta(alpha, alpha))
     if not cut:
         return lam, None

@@ -5,14 +5,14 @@ Both libraries are here reduced to one list of twelve operations with resolved a
 """
 
 import math
-import re
 from enum import IntEnum
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 from scipy.special import ndtri
+
+from lib.params import Policy
 
 
 class Code(IntEnum):
@@ -31,40 +31,6 @@ class Filter(IntEnum):
 # One operation on one image: `arg` is the affine matrix (from places of the result to places of the source), or has
 # its one argument first. The same layout as in lib/native/augment.c.
 OP = np.dtype([("code", np.int32), ("filter", np.int32), ("arg", np.float64, 6)])
-
-TORCHVISION = r"torchvision-([1-9])-([12]?\d|30)"
-TIMM = r"rand-m(\d|10)(?:-n([1-9]))?(?:-p(0\.\d+|1))?(?:-mstd(\d{1,2}(?:\.\d+)?))?-inc1"
-FORMS = (
-    "none, torchvision-OPS-MAGNITUDE (such as torchvision-2-9, magnitude up to 30) "
-    "or rand-mMAGNITUDE[-nOPS][-pSHARE][-mstdSPREAD]-inc1 (such as rand-m9-mstd0.5-inc1, magnitude up to 10)"
-)
-
-
-class Policy(NamedTuple):
-    """What a `randaugment` parameter says."""
-
-    origin: str  # none, torchvision or timm
-    layers: int = 0  # operations an image
-    magnitude: int = 0  # out of 30 (torchvision) or 10 (timm)
-    spread: float = 0.0  # timm: standard deviation of the magnitude
-    share: float = 1.0  # timm: how often a layer does something
-
-
-def parse(text: str) -> Policy:
-    """The policy named by a `randaugment` parameter; ValueError, one line with the allowed forms, for anything else.
-
-    Of timm's strings only the "increasing" set is here (inc1: more magnitude is more change), without mmax and
-    weights: no recipe of this study has them.
-    """
-    if text == "none":
-        return Policy("none")
-    if found := re.fullmatch(TORCHVISION, text):
-        return Policy("torchvision", layers=int(found[1]), magnitude=int(found[2]))
-    if found := re.fullmatch(TIMM, text):
-        magnitude, layers, share, spread = found.groups()
-        return Policy("timm", int(layers or 2), int(magnitude), float(spread or 0), float(share or 0.5))
-    raise ValueError(f"randaugment={text}: give {FORMS}")
-
 
 # ---- Affine matrices, as Pillow wants them ----
 

@@ -11,7 +11,7 @@ import torch
 
 from lib import checkpoint, explore, machine, records
 from lib.data.download import DIGEST, Arrays, cifar10
-from lib.data.loader import recipe, split
+from lib.data.loader import split
 from lib.model import count_parameters, forward_macs, network
 from lib.params import NUMERICS, Params, UserError, run_name
 from lib.records import CLASSES, RecordError, span
@@ -27,8 +27,7 @@ def run(p: Params, say: Callable[[str], None] = print) -> dict:
     """
     folder = records.run_folder(p)
     name = folder.name
-    pick_device(p.device)  # what cannot be is refused before anything is written
-    recipe(p)
+    pick_device(p.device)  # one that is not there is an error before anything is written
     with own(folder):
         records.sweep(folder)
         record = finished(p, folder)
@@ -171,7 +170,6 @@ def announce(p: Params) -> str:
     name = f"{p.study}/{folder.name}: {networks[p.arch]}, {p.epochs} epochs"
     if (folder / records.RESULT).exists() and not p.force:
         return f"{name}; there is a record of it"
-    recipe(p)
     seconds = estimate(p)
     if seconds is None:
         return f"{name}; how long it takes here could not be measured"
