@@ -237,7 +237,10 @@ def _of_this_run(path: Path, params: Params) -> dict | None:
 def refuse_other(record: dict, params: Params, path: Path) -> None:
     """RecordError with the differences if `record` was trained with other parameters or another version of the code."""
     if changes := params.unlike(record):
-        raise RecordError(f"{shown(path)}: made with other parameters ({changes}); move its folder away to train anew")
+        raise RecordError(
+            f"{shown(path)}: made with other parameters ({changes}); "
+            "give them again, or move the folder away to train anew"
+        )
 
 
 def read_bench() -> dict | None:

@@ -29,7 +29,7 @@ from lib.params import NUMERICS, Params, UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TRAIN_EVAL = 2000  # training images, clean, on which train_loss and train_acc are measured after each epoch
 CHECK_EVERY = 50  # steps between looks at the loss: each look makes a GPU wait
-SAY_EVERY = 60  # seconds between progress lines inside an epoch
+FIRST_SAID, SAY_EVERY = 10, 60  # seconds to the first progress line inside an epoch, and between the others
 
 
 class TrainingError(UserError):
@@ -38,20 +38,19 @@ class TrainingError(UserError):
 
 @dataclasses.dataclass
 class Trained:
-    """What `fit` hands back: the selected weights, and what was measured."""
+    """What `fit` hands back: the state at the end, with the selected weights in its model, and what was measured."""
 
-    model: nn.Module
-    history: list[dict]  # an entry an epoch, see `fit`
-    selected_epoch: int  # 1-based
+    state: "State"
     test: dict  # of the selected weights: loss, acc, logits (10,000, 10)
     last_test: dict  # of the last epoch's
-    seconds: float  # training and evaluation, over all attempts
-    peak_memory_mb: float  # of the process, or of the GPU where there is one
     native: bool | str  # True, or why the native layers were not used
-    dtype: str  # see `arithmetic`
-    products: str | None  # what multiplies bfloat16 in the native layers: see layers.bfloat16_arithmetic
-    checkpoints: int
-    resumed: int  # how often the run went on from a checkpoint
+    dtype: str  # see `kinds`
+    products: str | None
+
+    @property
+    def selected_epoch(self) -> int:
+        """1-based."""
+        return self.state.best["epoch"] if self.state.best else len(self.state.history)
 
 
 def schedule(kind: str, t: float) -> float:
@@ -168,6 +167,93 @@ def evaluate(p: Params, model: nn.Module, forward, images: np.ndarray, labels: n
     return {"loss": float(loss), "acc": records.accuracy(logits, labels), "logits": logits}
 
 
+@dataclasses.dataclass
+class State:
+    """All that changes while a run trains, and so all that a checkpoint holds."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    losses: Tensor  # of this epoch's steps
+    epoch: int = 0  # finished ones
+    step: int = 0  # finished ones of this epoch
+    history: list[dict] = dataclasses.field(default_factory=list)  # an entry an epoch
+    best: dict | None = None  # of the best epoch so far: score, epoch (1-based), model (its weights)
+    seconds: float = 0.0  # training and evaluation, over all attempts
+    epoch_seconds: float = 0.0  # the same of this epoch
+    train_seconds: float = 0.0  # of this epoch's steps alone
+    memory: float = 0.0  # MB, see peak_memory
+    checkpoints: int = 0
+    resumed: int = 0  # how often the run went on from a checkpoint
+
+    def save(self, folder: Path, about: dict) -> None:
+        """Writes a checkpoint, and beside it how far the run has come; `about` says whose it is."""
+        self.checkpoints += 1
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        parts = {name: values[name].state_dict() for name in ("model", "optimizer", "scaler")}
+        checkpoint.save(folder, {**about, **values, **parts})
+        progress = {"fingerprint": about["fingerprint"], "step": self.step, "history": self.history}
+        records.write_json(folder / records.PROGRESS, progress)
+
+    def load(self, saved: dict) -> None:
+        """Goes on from what `save` wrote."""
+        for name in ("model", "optimizer", "scaler"):
+            getattr(self, name).load_state_dict(saved[name])
+        self.losses.copy_(saved["losses"])
+        for name in ("epoch", "step", "history", "best", "seconds", "epoch_seconds", "train_seconds", "memory"):
+            setattr(self, name, saved[name])
+        self.checkpoints, self.resumed = saved["checkpoints"], saved["resumed"] + 1
+
+    def check(self, p: Params, weights: bool = False) -> None:
+        """TrainingError if a loss of this epoch (or a weight) is NaN or infinite."""
+        finite = torch.isfinite(self.losses[: self.step])
+        if not finite.all():
+            raise diverged("loss", f"at epoch {self.epoch + 1}, step {int((~finite).nonzero()[0]) + 1}", p)
+        if weights and not all(torch.isfinite(w).all() for w in self.model.state_dict().values()):
+            # The next loss would be NaN.
+            raise diverged("network", f"at epoch {self.epoch + 1}, step {self.step}", p)
+
+
+def diverged(what: str, where: str, p: Params) -> TrainingError:
+    """The error of a training that cannot go on."""
+    hint = f"lower lr ({p.lr}) or set clip ({p.clip}) to 1; the last checkpoint is from before"
+    return TrainingError(f"the {what} became NaN or infinite {where}: {hint}")
+
+
+class Clock:
+    """Counts seconds into a run's state, and knows when a line or a checkpoint is due and how long the rest takes."""
+
+    def __init__(self, p: Params, state: State):
+        self.p, self.state, self.steps = p, state, len(state.losses)
+        self.first = self.done()  # steps before this attempt
+        self.begun = self.mark = self.saved = self.said = time.perf_counter()
+
+    def done(self) -> int:
+        """Steps of the whole run that are finished."""
+        return self.state.epoch * self.steps + self.state.step
+
+    def lap(self) -> float:
+        """Seconds since the last lap, counted into the run and into the epoch."""
+        passed, self.mark = time.perf_counter() - self.mark, time.perf_counter()
+        self.state.seconds, self.state.epoch_seconds = self.state.seconds + passed, self.state.epoch_seconds + passed
+        return passed
+
+    def left(self) -> float:
+        """Seconds to the end of the run, at this attempt's pace."""
+        pace = (time.perf_counter() - self.begun) / (self.done() - self.first)
+        return pace * (self.p.epochs * self.steps - self.done())
+
+    def checkpoint_is_due(self) -> bool:
+        return time.perf_counter() - self.saved > 60 * self.p.checkpoint_minutes
+
+    def line_is_due(self) -> bool:
+        wait = SAY_EVERY if self.said > self.begun else FIRST_SAID
+        if time.perf_counter() - self.said < wait:
+            return False
+        self.said = time.perf_counter()
+        return True
+
+
 def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = print) -> Trained:
     """Trains one run, going on from its checkpoint in `folder` if there is one.
 
@@ -176,160 +262,114 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
     are, neither augmented nor mixed), val_loss and val_acc (None without a validation split), seconds, and
     images_per_second of training alone. test_loss and test_acc are in it only with select=best_test, the leak shown.
 
-    Raises TrainingError (NaN loss, no such device), checkpoint.CheckpointError, OSError (a full disk).
+    Raises TrainingError (NaN loss, no such device), checkpoint.CheckpointError, RecordError (a checkpoint of other
+    parameters), OSError (a full disk).
     """
     layers.keep_memory()
     device = pick_device(p.device)
-    model, forward, native = build(p, device)
-    optimizer = make_optimizer(p, model)
-    scaler = torch.amp.GradScaler(device.type, enabled=p.dtype == "float16")
-    dtype = arithmetic(p, device, native)
-    products = layers.bfloat16_arithmetic() if native is True and dtype == "bfloat16" else None
     torch.backends.cudnn.deterministic = True  # a resumed run repeats what was lost; without effect elsewhere
+    model, forward, native = build(p, device)
 
     images, labels = cifar["train_images"], cifar["train_labels"]
     train_rows, val_rows = loader.split(labels, p.val_size, p.train_size, p.seed)
     train_images, train_labels = images[train_rows], labels[train_rows]
-    n = len(train_rows)
-    few = slice(0, min(TRAIN_EVAL, n))
+    watched = {
+        "train": (train_images[:TRAIN_EVAL], train_labels[:TRAIN_EVAL]),
+        "val": (images[val_rows], labels[val_rows]),
+    }
+    if p.select == "best_test":
+        watched["test"] = cifar["test_images"], cifar["test_labels"]
     augment = Augment(train_images, p, loader.MEAN, loader.STD[p.std])
-    steps = loader.steps(n, p.batch_size)
+    steps = loader.steps(len(train_rows), p.batch_size)
 
-    def measure(images: np.ndarray, labels: np.ndarray) -> dict:
-        return evaluate(p, model, forward, images, labels)
-
-    # Everything that changes while training, and so everything that a checkpoint holds.
-    epoch, step, history, best = 0, 0, [], None
-    losses = torch.zeros(steps, device=device)  # of this epoch's steps
-    seconds, epoch_seconds, train_seconds, memory, saved_count, resumed = 0.0, 0.0, 0.0, 0.0, 0, 0
-
-    if (state := checkpoint.load(folder)) is not None:
-        refuse_other(state, p, dtype, folder)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        epoch, step, history, best = state["epoch"], state["step"], state["history"], state["best"]
-        losses.copy_(state["losses"])
-        seconds, epoch_seconds, train_seconds = state["seconds"], state["epoch_seconds"], state["train_seconds"]
-        memory, saved_count, resumed = state["memory"], state["checkpoints"], state["resumed"] + 1
-        say(f"going on from epoch {epoch + 1} of {p.epochs}, step {step} of {steps}")
-        if (begun_with := state.get("products", products)) != products:
-            say(f"begun with {begun_with} products of bfloat16, {products} ones are faster here: rounding will differ")
-
-    begun = mark = time.perf_counter()
-    last_saved = last_said = started = time.monotonic()
-
-    def lap() -> float:
-        """Seconds since the last lap, counted into the run and into the epoch."""
-        nonlocal seconds, epoch_seconds, mark
-        passed, mark = time.perf_counter() - mark, time.perf_counter()
-        seconds, epoch_seconds = seconds + passed, epoch_seconds + passed
-        return passed
-
-    def check_losses() -> None:
-        finite = torch.isfinite(losses[:step])
-        if not finite.all():
-            where = int((~finite).nonzero()[0]) + 1
-            raise no_number("loss", f"at epoch {epoch + 1}, step {where} of {steps}")
-
-    def no_number(what: str, where: str) -> TrainingError:
-        hint = f"lower lr ({p.lr}) or set clip ({p.clip}) to 1; the last checkpoint is from before"
-        return TrainingError(f"the {what} is no longer a number {where}: {hint}")
+    scaler = torch.amp.GradScaler(device.type, enabled=p.dtype == "float16")
+    state = State(model, make_optimizer(p, model), scaler, torch.zeros(steps, device=device))
+    about = {"fingerprint": p.fingerprint, "params": p.computed(), "numerics": NUMERICS, **kinds(p, device, native)}
+    if (saved := checkpoint.load(folder)) is not None:
+        refuse_other(saved, about, p, folder, say)
+        state.load(saved)
+        say(f"going on from epoch {state.epoch + 1} of {p.epochs}, step {state.step} of {steps}")
+    clock = Clock(p, state)
 
     def save() -> None:
-        nonlocal last_saved, saved_count, train_seconds
-        check_losses()
-        if not all(torch.isfinite(w).all() for w in model.state_dict().values()):  # the next loss would be none
-            raise no_number("network", f"at epoch {epoch + 1}, step {step} of {steps}")
-        train_seconds += lap()
-        saved_count += 1
-        state = {
-            "fingerprint": p.fingerprint, "params": p.computed(), "numerics": NUMERICS, "dtype": dtype,
-            "products": products,
-            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-            "epoch": epoch, "step": step, "history": history, "best": best, "losses": losses, "seconds": seconds,
-            "epoch_seconds": epoch_seconds, "train_seconds": train_seconds, "memory": max(memory, peak_memory(device)),
-            "checkpoints": saved_count, "resumed": resumed,
-        }  # fmt: skip
-        checkpoint.save(folder, state)
-        records.write_json(folder / records.PROGRESS, {"fingerprint": p.fingerprint, "step": step, "history": history})
-        last_saved = time.monotonic()
-        lap()  # writing is no training
+        state.check(p, weights=True)
+        state.train_seconds += clock.lap()
+        state.memory = max(state.memory, peak_memory(device))
+        state.save(folder, about)
+        clock.saved = time.perf_counter()
+        clock.lap()  # writing is no training
 
     model.train()
-    first_done = epoch * steps + step  # of this attempt, for the time left
-    while epoch < p.epochs:
-        plan, shuffled = augment.plan(epoch), order(p.seed, epoch, n)
-        for x, y in loader.batches(augment, train_labels, plan, shuffled, p.batch_size, step, p.workers, device):
+    while state.epoch < p.epochs:
+        plan, shuffled = augment.plan(state.epoch), order(p.seed, state.epoch, len(train_rows))
+        for x, y in loader.batches(augment, train_labels, plan, shuffled, p.batch_size, state.step, p.workers, device):
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-            x, targets = mix(x, y, p, epoch, step)
-            lr = p.lr * schedule(p.schedule, (epoch * steps + step + 0.5) / (p.epochs * steps))
-            for group in optimizer.param_groups:
+            x, targets = mix(x, y, p, state.epoch, state.step)
+            lr = p.lr * schedule(p.schedule, (clock.done() + 0.5) / (p.epochs * steps))
+            for group in state.optimizer.param_groups:
                 group["lr"] = lr
-            losses[step] = train_step(p, forward, model, optimizer, scaler, x, targets)
-            step += 1
-            if step % CHECK_EVERY == 0:
-                check_losses()
-            if time.monotonic() - last_saved > 60 * p.checkpoint_minutes and step < steps:
+            state.losses[state.step] = train_step(p, forward, model, state.optimizer, scaler, x, targets)
+            state.step += 1
+            if state.step % CHECK_EVERY == 0:
+                state.check(p)
+            if state.step < steps and clock.checkpoint_is_due():
                 save()
-            if time.monotonic() - last_said > (SAY_EVERY if last_said > started else 10):
-                last_said = time.monotonic()
-                done = epoch * steps + step
-                left = (time.perf_counter() - begun) / (done - first_done) * (p.epochs * steps - done)
-                loss = losses[:step].mean()
-                say(f"epoch {epoch + 1}/{p.epochs}  step {step}/{steps}  loss {loss:.3f}  {records.span(left)} left")
-        check_losses()
-        train_seconds += lap()
+            if clock.line_is_due():
+                loss, left = state.losses[: state.step].mean(), records.span(clock.left())
+                say(f"epoch {state.epoch + 1}/{p.epochs}  step {state.step}/{steps}  loss {loss:.3f}  {left} left")
+        state.check(p)
+        state.train_seconds += clock.lap()
 
-        clean = measure(train_images[few], train_labels[few])
-        entry = {"epoch": epoch + 1, "lr": lr, "loss": float(losses.cpu().double().mean())}
-        entry |= {"train_loss": clean["loss"], "train_acc": clean["acc"], "val_loss": None, "val_acc": None}
-        if p.val_size:
-            val = measure(images[val_rows], labels[val_rows])
-            entry |= {"val_loss": val["loss"], "val_acc": val["acc"]}
-        if p.select == "best_test":
-            test = measure(cifar["test_images"], cifar["test_labels"])
-            entry |= {"test_loss": test["loss"], "test_acc": test["acc"]}
+        entry = {"epoch": state.epoch + 1, "lr": lr, "loss": float(state.losses.cpu().double().mean())}
+        for name, part in watched.items():
+            found = evaluate(p, model, forward, *part) if len(part[0]) else {"loss": None, "acc": None}
+            entry |= {f"{name}_loss": found["loss"], f"{name}_acc": found["acc"]}
         if not all(value is None or math.isfinite(value) for value in entry.values()):
-            raise no_number("loss", f"after epoch {epoch + 1}, in evaluation")
-        lap()
-        entry |= {"seconds": round(epoch_seconds, 3), "images_per_second": round(n / train_seconds, 2)}
-        history.append(entry)
-        if p.select != "last":
-            score = entry["val_acc" if p.select == "best_val" else "test_acc"]
-            if best is None or score > best["score"]:
-                best = {"score": score, "epoch": epoch + 1, "model": copy.deepcopy(model.state_dict())}
-        epoch, step, epoch_seconds, train_seconds = epoch + 1, 0, 0.0, 0.0
-        losses.zero_()
+            raise diverged("loss", f"in evaluation after epoch {state.epoch + 1}", p)
+        clock.lap()
+        entry |= {
+            "seconds": round(state.epoch_seconds, 3),
+            "images_per_second": round(len(train_rows) / state.train_seconds, 2),
+        }
+        state.history.append(entry)
+        score = None if p.select == "last" else entry["val_acc" if p.select == "best_val" else "test_acc"]
+        if score is not None and (state.best is None or score > state.best["score"]):
+            state.best = {"score": score, "epoch": state.epoch + 1, "model": copy.deepcopy(model.state_dict())}
+        state.epoch, state.step, state.epoch_seconds, state.train_seconds = state.epoch + 1, 0, 0.0, 0.0
+        state.losses.zero_()
         save()
-        left = (time.perf_counter() - begun) / (epoch * steps - first_done) * (p.epochs - epoch) * steps
-        say(progress_line(entry, p.epochs, left))
+        say(progress_line(entry, p.epochs, clock.left()))
 
     # The test set is used here and, unless select=best_test, nowhere else.
-    test = last_test = measure(cifar["test_images"], cifar["test_labels"])
-    selected = p.epochs
-    if best is not None and best["epoch"] != p.epochs:
-        model.load_state_dict(best["model"])
-        test, selected = measure(cifar["test_images"], cifar["test_labels"]), best["epoch"]
-    lap()
-    memory = max(memory, peak_memory(device))
-    return Trained(
-        model, history, selected, test, last_test, seconds, memory, native, dtype, products, saved_count, resumed
-    )
+    test = last_test = evaluate(p, model, forward, cifar["test_images"], cifar["test_labels"])
+    if state.best is not None and state.best["epoch"] != p.epochs:
+        model.load_state_dict(state.best["model"])
+        test = evaluate(p, model, forward, cifar["test_images"], cifar["test_labels"])
+    clock.lap()
+    state.memory = max(state.memory, peak_memory(device))
+    return Trained(state, test, last_test, native, **kinds(p, device, native))
 
 
-def refuse_other(state: dict, p: Params, dtype: str, folder: Path) -> None:
-    """CheckpointError with the differences if a checkpoint is another configuration's, or of another `arithmetic`."""
-    if state["dtype"] != dtype:
-        raise checkpoint.CheckpointError(
-            f"{folder}: begun in {state['dtype']}, here it would go on in {dtype}: go on where it was begun, "
+def kinds(p: Params, device: torch.device, native: bool | str) -> dict:
+    """The type that a run works in (`dtype`), and what multiplies bfloat16 in its native layers (`products`)."""
+    dtype = arithmetic(p, device, native)
+    return {
+        "dtype": dtype,
+        "products": layers.bfloat16_arithmetic() if native is True and dtype == "bfloat16" else None,
+    }
+
+
+def refuse_other(saved: dict, about: dict, p: Params, folder: Path, say: Callable[[str], None]) -> None:
+    """RecordError if a checkpoint is another configuration's or of another type; says where rounding will differ."""
+    records.refuse_other(saved, p, folder / records.CHECKPOINT)
+    if saved["dtype"] != about["dtype"]:
+        raise records.RecordError(
+            f"{folder}: begun in {saved['dtype']}, here it would go on in {about['dtype']}: go on where it was begun, "
             "or move the folder away to start anew"
         )
-    if changes := p.unlike(state):
-        raise checkpoint.CheckpointError(
-            f"{folder}: the checkpoint is of other parameters ({changes}); "
-            "give them again, or move the folder away to start anew"
-        )
+    before, now = saved.get("products", about["products"]), about["products"]
+    if before != now:
+        say(f"begun with {before} products of bfloat16, {now} ones are faster here: rounding will differ")
 
 
 def peak_memory(device: torch.device) -> float:

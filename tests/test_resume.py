@@ -46,8 +46,8 @@ def whole(request, few, tmp_path_factory):
 
 def outcome(trained: train.Trained) -> dict:
     """All that must be the same to the bit, so everything but timing."""
-    history = [{name: value for name, value in epoch.items() if name not in TIMING} for epoch in trained.history]
-    weights = safetensors.torch.save({name: w.contiguous() for name, w in trained.model.state_dict().items()})
+    history = [{name: value for name, value in epoch.items() if name not in TIMING} for epoch in trained.state.history]
+    weights = safetensors.torch.save({name: w.contiguous() for name, w in trained.state.model.state_dict().items()})
     tests = [(test["loss"], test["acc"], test["logits"].tobytes()) for test in (trained.test, trained.last_test)]
     return {"weights": weights, "history": history, "tests": tests, "selected": trained.selected_epoch}
 

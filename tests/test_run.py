@@ -7,7 +7,6 @@ import pytest
 import safetensors.torch
 
 from lib import checkpoint, params, records, train
-from lib.checkpoint import CheckpointError
 from lib.model import ConvMixer, count_parameters
 from lib.params import NUMERICS, ParameterError
 from lib.records import RecordError
@@ -117,7 +116,7 @@ def test_a_checkpoint_of_other_parameters_or_numerics_is_refused_with_the_differ
     else:
         p = tiny(**change)
         monkeypatch.setattr(records, "run_folder", lambda p: folder)  # as if the study's file had been changed
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(RecordError, match=words):
         run.run(p, silent)
 
 
@@ -126,8 +125,8 @@ def test_a_checkpoint_from_before_a_parameter_was_added_goes_on(reports, tiny, f
     state = checkpoint.load(folder)
     state["params"] = {name: value for name, value in state["params"].items() if name not in params.ADDED}
     checkpoint.save(folder, state)
-    with pytest.raises(CheckpointError, match="std: pixels -> images"):
-        train.refuse_other(checkpoint.load(folder), tiny(std="images"), "float32", folder)
+    with pytest.raises(RecordError, match="std: pixels -> images"):
+        records.refuse_other(checkpoint.load(folder), tiny(std="images"), folder)
     assert run.run(tiny(), silent)["resumed"] == 1
 
 
@@ -149,7 +148,7 @@ def test_a_loss_that_is_no_number_stops_with_the_place_and_the_last_good_checkpo
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "train_step", broken)
-        with pytest.raises(TrainingError, match="no longer a number at epoch 2, step 3 of 5: lower lr"):
+        with pytest.raises(TrainingError, match="became NaN or infinite at epoch 2, step 3: lower lr"):
             run.run(tiny(), silent)
     failure = records.read_json(folder / records.FAILURE)
     assert "epoch 2, step 3" in failure["reason"] and failure["epoch"] == 1

@@ -9,9 +9,9 @@ from torch import nn
 
 from lib import checkpoint, records, train
 from lib import study as studies
-from lib.checkpoint import CheckpointError
 from lib.model import ConvMixer
 from lib.params import Params
+from lib.records import RecordError
 from lib.train import TrainingError, estimate, evaluate, fit, make_optimizer, pick_device, schedule
 
 TIMES = ("seconds", "images_per_second")
@@ -27,10 +27,10 @@ def trained(p, cifar, folder):
 
 
 def same(a, b):
-    weights, others = a.model.state_dict(), b.model.state_dict()
+    weights, others = a.state.model.state_dict(), b.state.model.state_dict()
     return (
         all(torch.equal(weights[name], others[name]) for name in weights)
-        and computed(a.history) == computed(b.history)
+        and computed(a.state.history) == computed(b.state.history)
         and np.array_equal(a.test["logits"], b.test["logits"])
     )
 
@@ -62,7 +62,7 @@ def test_a_checkpoint_of_another_arithmetic_is_refused(tmp_path, cifar, tiny, mo
     monkeypatch.setattr(train, "has_bfloat16", lambda device: True)
     assert trained(p, cifar, tmp_path / "run").dtype == "bfloat16"
     monkeypatch.setattr(train, "has_bfloat16", lambda device: False)
-    with pytest.raises(CheckpointError, match="begun in bfloat16, here it would go on in float32"):
+    with pytest.raises(RecordError, match="begun in bfloat16, here it would go on in float32"):
         fit(p, cifar, tmp_path / "run", say=lambda _: None)
 
 
@@ -72,9 +72,9 @@ def test_writing_a_checkpoint_is_not_counted_as_training(tmp_path, cifar, tiny, 
     monkeypatch.setattr(checkpoint, "save", lambda *arguments: (time.sleep(0.3), save(*arguments)))
     p = tiny(checkpoint_minutes=1e-9)
     result = trained(p, cifar, tmp_path / "run")
-    assert result.seconds > 0.3 * (result.checkpoints - 1)
-    assert result.checkpoints == 10
-    assert all(p.train_size / entry["images_per_second"] < 0.9 for entry in result.history)
+    assert result.state.seconds > 0.3 * (result.state.checkpoints - 1)
+    assert result.state.checkpoints == 10
+    assert all(p.train_size / entry["images_per_second"] < 0.9 for entry in result.state.history)
 
 
 def test_native_and_plain_layers_learn_alike_within_the_noise_between_seeds(tmp_path, cifar):
@@ -89,7 +89,7 @@ def test_native_and_plain_layers_learn_alike_within_the_noise_between_seeds(tmp_
     def curves(**values):
         """(seeds, epochs x 2)"""
         runs = [
-            trained(base.replace(seed=seed, **values), few, tmp_path / f"{sorted(values.items())} {seed}").history
+            trained(base.replace(seed=seed, **values), few, tmp_path / f"{sorted(values.items())} {seed}").state.history
             for seed in range(4)
         ]
         return np.array([[entry[name] for entry in run for name in ("loss", "val_acc")] for run in runs])
@@ -113,8 +113,8 @@ def test_workers_change_nothing(tmp_path, cifar, tiny):
 def test_it_learns(tmp_path, cifar, tiny):
     p = tiny(patch=4, dim=32, epochs=3, train_size=2000, mixup=0, cutmix=0, erasing=0, randaugment="none", lr=0.02)
     result = trained(p, cifar, tmp_path / "run")
-    assert result.history[-1]["loss"] < result.history[0]["loss"]
-    assert result.history[-1]["train_acc"] > 25 and result.test["acc"] > 25  # chance is 10
+    assert result.state.history[-1]["loss"] < result.state.history[0]["loss"]
+    assert result.state.history[-1]["train_acc"] > 25 and result.test["acc"] > 25  # chance is 10
 
 
 @pytest.mark.parametrize("p, epochs", [({"select": "last"}, [3]), ({"select": "best_val"}, [1, 2, 3])])
@@ -122,23 +122,23 @@ def test_the_selected_epoch_is_the_one_asked_for(tmp_path, cifar, tiny, p, epoch
     result = trained(tiny(epochs=3, **p), cifar, tmp_path / "run")
     assert result.selected_epoch in epochs
     if p["select"] == "best_val":
-        scores = [entry["val_acc"] for entry in result.history]
+        scores = [entry["val_acc"] for entry in result.state.history]
         assert result.selected_epoch == 1 + int(np.argmax(scores))  # the first of equals
 
 
 def test_the_leak_is_in_the_history_only_where_it_is_asked_for(tmp_path, cifar, tiny):
     leak = trained(tiny(select="best_test", val_size=0), cifar, tmp_path / "leak")
-    assert max(entry["test_acc"] for entry in leak.history) == leak.test["acc"]
-    assert leak.last_test["acc"] == leak.history[-1]["test_acc"]
-    assert leak.history[0]["val_acc"] is None
+    assert max(entry["test_acc"] for entry in leak.state.history) == leak.test["acc"]
+    assert leak.last_test["acc"] == leak.state.history[-1]["test_acc"]
+    assert leak.state.history[0]["val_acc"] is None
     honest = trained(tiny(), cifar, tmp_path / "honest")
-    assert "test_acc" not in honest.history[0]
+    assert "test_acc" not in honest.state.history[0]
 
 
 def test_the_model_handed_back_has_the_selected_weights(tmp_path, cifar, tiny):
     p = tiny(epochs=3, select="best_test", val_size=0, lr=0.05)
     result = trained(p, cifar, tmp_path / "run")
-    again = evaluate(p, result.model, result.model, cifar["test_images"], cifar["test_labels"])
+    again = evaluate(p, result.state.model, result.state.model, cifar["test_images"], cifar["test_labels"])
     assert again["acc"] == pytest.approx(result.test["acc"], abs=0.02)
 
 
@@ -178,7 +178,7 @@ def test_cosine_and_onecycle_are_torchs():
 
 def test_the_learning_rate_of_a_run_is_its_schedule(tmp_path, cifar, tiny):
     result = trained(tiny(schedule="triangular", lr=0.1, batch_size=320), cifar, tmp_path / "run")
-    assert [entry["lr"] for entry in result.history] == pytest.approx([0.1 * 0.625, 0.1 * 0.16875])
+    assert [entry["lr"] for entry in result.state.history] == pytest.approx([0.1 * 0.625, 0.1 * 0.16875])
 
 
 def test_decay_of_1d_parameters_can_be_left_out():
@@ -203,7 +203,7 @@ def test_clipping_bounds_the_step(cifar, tiny):
 def test_an_evaluation_that_is_no_number_stops_before_it_is_saved(tmp_path, cifar, tiny, monkeypatch):
     real = train.evaluate
     monkeypatch.setattr(train, "evaluate", lambda *a: {**real(*a), "loss": float("inf")})
-    with pytest.raises(TrainingError, match="no longer a number after epoch 1, in evaluation: lower lr"):
+    with pytest.raises(TrainingError, match="became NaN or infinite in evaluation after epoch 1: lower lr"):
         trained(tiny(), cifar, tmp_path / "run")
     assert not list((tmp_path / "run").iterdir())
 

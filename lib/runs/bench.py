@@ -195,7 +195,7 @@ def epoch(pipe: Connection, network: Network, images: int) -> None:
 
     def whole() -> float:
         with tempfile.TemporaryDirectory() as folder:
-            return train.fit(p, cifar, Path(folder), say=lambda line: None).history[0]["images_per_second"]
+            return train.fit(p, cifar, Path(folder), say=lambda line: None).state.history[0]["images_per_second"]
 
     def bare() -> float:
         model, forward, _ = train.build(p, torch.device("cpu"))

@@ -78,9 +78,9 @@ def make_record(p: Params, cifar: Arrays, trained: Trained, started: str) -> dic
     labels = cifar["test_labels"]
     right = trained.test["logits"].argmax(1) == labels
     train_rows, val_rows = split(cifar["train_labels"], p.val_size, p.train_size, p.seed)
-    times = [entry["seconds"] for entry in trained.history]
-    rates = [entry["images_per_second"] for entry in trained.history]
-    device = next(trained.model.parameters()).device
+    times = [entry["seconds"] for entry in trained.state.history]
+    rates = [entry["images_per_second"] for entry in trained.state.history]
+    device = next(trained.state.model.parameters()).device
     return {
         "schema": records.SCHEMA,
         "run": run_name(p, base_params(p.study)),
@@ -88,24 +88,24 @@ def make_record(p: Params, cifar: Arrays, trained: Trained, started: str) -> dic
         "params": {name: getattr(p, name) for name in p.__dataclass_fields__},
         "fingerprint": p.fingerprint,
         "numerics": NUMERICS,
-        "history": trained.history,
+        "history": trained.state.history,
         "selected_epoch": trained.selected_epoch,
         "test_acc": trained.test["acc"],
         "test_loss": trained.test["loss"],
         "last_test_acc": trained.last_test["acc"],
         "last_test_loss": trained.last_test["loss"],
         "per_class_acc": {c: 100 * float(right[labels == i].mean()) for i, c in enumerate(CLASSES)},
-        "seconds": round(trained.seconds, 3),
+        "seconds": round(trained.state.seconds, 3),
         "seconds_per_epoch": float(np.median(times)),
         "images_per_second": float(np.median(rates)),
-        "peak_memory_mb": round(trained.peak_memory_mb, 1),
-        "parameters": count_parameters(trained.model),
-        "forward_macs": forward_macs(trained.model),
+        "peak_memory_mb": round(trained.state.memory, 1),
+        "parameters": count_parameters(trained.state.model),
+        "forward_macs": forward_macs(trained.state.model),
         "data_digest": DIGEST,
         "train_images": len(train_rows),
         "val_images": len(val_rows),
-        "checkpoints": trained.checkpoints,
-        "resumed": trained.resumed,
+        "checkpoints": trained.state.checkpoints,
+        "resumed": trained.state.resumed,
         "started": started,
         "finished": records.now(),
         "environment": {
@@ -122,9 +122,9 @@ def make_record(p: Params, cifar: Arrays, trained: Trained, started: str) -> dic
 
 def write_record(folder: Path, record: dict, trained: Trained, cifar: Arrays) -> None:
     """Weights and arrays first, result.json last; then what only an unfinished run needs is taken away."""
-    weights = {name: w.contiguous().cpu() for name, w in trained.model.state_dict().items()}
+    weights = {name: w.contiguous().cpu() for name, w in trained.state.model.state_dict().items()}
     records.write_bytes(folder / records.WEIGHTS, safetensors.torch.save(weights))
-    inside = explore.look_inside(trained.model, cifar["test_images"], record["params"]["std"])
+    inside = explore.look_inside(trained.state.model, cifar["test_images"], record["params"]["std"])
     outputs = {"logits": trained.test["logits"], "labels": cifar["test_labels"]}
     records.write_arrays(folder / records.ARRAYS, outputs | inside)
     records.write_json(folder / records.RESULT, record)

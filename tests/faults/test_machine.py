@@ -24,7 +24,7 @@ def test_a_training_that_diverges(attempts, seen, lr):
     run = attempts(lr=lr)
     (end,) = run(["end"])
     assert end["status"] == 1
-    assert "no longer a number at epoch 1, step " in end["says"] and "\n" not in end["says"]
+    assert "became NaN or infinite at epoch 1, step " in end["says"] and "\n" not in end["says"]
     for path in run.folder.glob("checkpoint*.pt"):
         state = checkpoint._read(path)
         assert all(w.isfinite().all() for w in state["model"].values()), f"{path.name} holds a weight that is no number"
