@@ -1,6 +1,6 @@
 """The typed parameters of a run: defaults, checks, name and fingerprint. Standard library only.
 
-The defaults are the study as its paper writes it; everything else is an override in a YAML under params/.
+The defaults are those of the paper as it is written; everything else is an override in a YAML under params/.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ UNUSED = {"convmixer": (), "vit": ("kernel",), "cnn": ("kernel", "patch", "dim",
 
 # What a study's YAML says about its runs; the notebook takes it without a complaint, since the same file is
 # given to papermill with -f.
-PLAN = ("settings", "seeds")
+OF_A_STUDY = ("settings", "seeds")
 
 CHOICES = {
     "arch": tuple(UNUSED),
@@ -116,7 +116,7 @@ class Params:
     def of(cls, **values) -> "Params":
         """Parameters from defaults and `values`; an unknown name is an error that suggests the right one."""
         for name in values:
-            if name not in TYPES and name not in PLAN:
+            if name not in TYPES and name not in OF_A_STUDY:
                 raise ParameterError(f"{name if name.isprintable() else repr(name)}: {_unknown(name)}")
         return cls(**{name: value for name, value in values.items() if name in TYPES})
 
@@ -184,7 +184,7 @@ def parse_randaugment(text: str) -> Policy:
     """The policy named by a `randaugment` parameter; ParameterError with the allowed forms for anything else.
 
     Of timm's strings only the "increasing" set is here (inc1: more magnitude is more change), without mmax and
-    weights: no recipe of this study has them.
+    weights: no recipe of params/ has them.
     """
     if text == "none":
         return Policy("none")

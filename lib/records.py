@@ -86,7 +86,7 @@ def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
         os.close(folder)
 
 
-def sweep(folder: Path) -> None:
+def remove_parts(folder: Path) -> None:
     """Removes what killed writers have left in a run's folder; only for its owner, who is then the one writer."""
     for path in folder.glob(f".*{PART}"):
         path.unlink(missing_ok=True)

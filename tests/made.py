@@ -34,7 +34,7 @@ def place(monkeypatch, folder: Path) -> Path:
     return folder
 
 
-def plan(
+def study(
     name: str = "made", seeds=(0,), settings=SETTINGS, purpose="A study made up for a test.", **overrides
 ) -> Study:
     """Writes params/studies/NAME.yaml and reads it back as a Study."""

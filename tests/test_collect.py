@@ -15,7 +15,7 @@ from lib.runs import collect
 def other(tmp_path, monkeypatch):
     """Two finished runs and an unfinished one in another place than this test's reports/."""
     made.place(monkeypatch, tmp_path)
-    study = made.plan(settings=["kernel-3", "kernel-9", "patch-2"])
+    study = made.study(settings=["kernel-3", "kernel-9", "patch-2"])
     for run in study.runs[:2]:
         made.write(study, run, made.record(run) | {"data_digest": DIGEST})
     made.stop(study, study.runs[2], "progress", history=[])

@@ -20,7 +20,7 @@ def loaded(study, **how):
 
 
 def test_the_same_records_give_the_same_bytes(home):
-    study = made.plan(seeds=range(2))
+    study = made.study(seeds=range(2))
     runs = loaded(study)
     for kind in ("png", "svg"):
         for draw, *data in ((figures.kernel, runs), (figures.workflow, study, runs)):
@@ -29,21 +29,21 @@ def test_the_same_records_give_the_same_bytes(home):
 
 
 def test_alternative_text_holds_the_numbers_of_the_table(home):
-    runs = loaded(made.plan())
+    runs = loaded(made.study())
     for draw, table in ((figures.kernel, tables.kernel(runs)), (figures.patch, tables.patch(runs))):
         text = draw(runs).get_label()
-        assert all(f"{value:.2f}" in text for column in ("ours", "study", "original") for value in table[column])
-    assert f"{tables.sweep(runs)['ours'][0]:.1f} %" in figures.learning_rates(runs).get_label()
+        assert all(f"{value:.2f}" in text for column in ("ours", "paper", "original") for value in table[column])
+    assert f"{tables.learning_rates(runs)['ours'][0]:.1f} %" in figures.learning_rates(runs).get_label()
 
 
 def test_one_seed_has_no_error_bar_and_several_have(home):
-    one, five = loaded(made.plan("one")), loaded(made.plan("five", seeds=range(5)))
+    one, five = loaded(made.study("one")), loaded(made.study("five", seeds=range(5)))
     assert not figures.kernel(one).axes[0].containers
     assert len(figures.kernel(five).axes[0].containers) == 4
 
 
 def test_a_missing_setting_is_marked(home):
-    study = made.plan()
+    study = made.study()
     runs = loaded(study, skip={study.runs_of("patch-2")[0].name})
     drawn = figures.patch(runs)
     assert [t.get_text() for t in drawn.axes[1].get_xticklabels()] == ["p=1", "p=2\nno result", "p=4"]
@@ -51,7 +51,7 @@ def test_a_missing_setting_is_marked(home):
 
 
 def test_an_axis_that_does_not_start_at_zero_says_so(home):
-    runs = loaded(made.plan())
+    runs = loaded(made.study())
     for draw, which in ((figures.learning_rates, 0), (figures.baseline, 1), (figures.kernel, 0), (figures.patch, 0)):
         axes = draw(runs).axes[which]
         assert f"axis starts at {axes.get_ylim()[0]:.0f} %" in [text.get_text() for text in axes.texts]
@@ -59,13 +59,13 @@ def test_an_axis_that_does_not_start_at_zero_says_so(home):
 
 
 def test_without_runs_only_published_figures_are_drawn(home):
-    runs = records.load(made.plan())
+    runs = records.load(made.study())
     assert figures.learning_rates(runs) is None and figures.baseline(runs) is None
     assert "k=3 missing" in figures.kernel(runs).get_label()
 
 
 def test_the_workflow_names_the_files_that_there_are(home):
-    study = made.plan(seeds=range(2))
+    study = made.study(seeds=range(2))
     text = figures.workflow(study, loaded(study)).get_label()
     for part in (
         "params/studies/made.yaml",
@@ -77,7 +77,7 @@ def test_the_workflow_names_the_files_that_there_are(home):
 
 
 def test_no_figure_repeats_its_caption_as_a_title(home):
-    runs = loaded(made.plan())
+    runs = loaded(made.study())
     for draw in OF_RUNS:
         assert not any(axes.get_title() for axes in draw(runs).axes)
 

@@ -29,6 +29,16 @@ def test_table_v_divides():
         assert row.hours * 60 / row.epochs == pytest.approx(row.minutes_per_epoch)
 
 
+def test_the_curves_end_where_the_tables_say():
+    for setting, last in published.LAST_EPOCH.items():
+        epochs, accuracies = published.curve(setting)
+        assert (epochs[-1], accuracies[-1]) == (published.EPOCHS, last.accuracy)
+    for lr, best in published.SWEEP.items():
+        epochs, accuracies = published.curve("sweep", lr)
+        assert epochs == list(range(1, published.SWEEP_EPOCHS + 1))
+        assert max(accuracies) == pytest.approx(best, abs=0.06)
+
+
 def test_every_figure_is_sourced_and_second_hand_ones_say_so():
     figures = (
         published.BASELINE,

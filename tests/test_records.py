@@ -12,7 +12,7 @@ from lib import machine, records
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     made.place(monkeypatch, tmp_path)
-    return made.plan(settings=["kernel-3", "kernel-9", "patch-1"])
+    return made.study(settings=["kernel-3", "kernel-9", "patch-1"])
 
 
 def result_of(study, name):

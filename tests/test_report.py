@@ -50,10 +50,10 @@ def copy(tmp_path_factory):
     (home / "blocked" / "torch" / "__init__.py").write_text(NO_TORCH)
     with pytest.MonkeyPatch.context() as patch:
         made.place(patch, home)
-        part = made.plan("part", seeds=range(2), purpose="Text with <script>alert(1)</script> & more.")
+        part = made.study("part", seeds=range(2), purpose="Text with <script>alert(1)</script> & more.")
         made.fill(part, skip={run.name for run in part.runs[:2]})
         made.stop(part, part.runs[0], "failure", reason="<b>out of memory</b>", epoch=1)
-        made.plan("none", seeds=range(2))
+        made.study("none", seeds=range(2))
     return home
 
 

@@ -132,7 +132,7 @@ def test_an_unknown_study_is_one_line(capsys):
 
 def test_without_data_nothing_is_trained_and_what_is_finished_needs_none(monkeypatch, tmp_path, capsys):
     made.place(monkeypatch, tmp_path)
-    study = made.plan(settings=["kernel-3", "kernel-9"])
+    study = made.study(settings=["kernel-3", "kernel-9"])
 
     def unreachable(data_dir):
         raise DataError("CIFAR-10 could not be had")
@@ -148,7 +148,7 @@ def test_without_data_nothing_is_trained_and_what_is_finished_needs_none(monkeyp
 def test_a_run_that_another_process_finishes_at_this_moment_has_not_failed(monkeypatch, tmp_path, capsys):
     """The other lets go of the run between our leaving it alone and our asking who holds it."""
     made.place(monkeypatch, tmp_path)
-    study = made.plan(settings=["kernel-3"])
+    study = made.study(settings=["kernel-3"])
     asked = []
 
     def finishing(folder):
@@ -166,7 +166,7 @@ def test_a_run_that_another_process_finishes_at_this_moment_has_not_failed(monke
 
 def test_the_time_is_measured_aside_and_said_where_it_could_not_be(monkeypatch, tmp_path):
     made.place(monkeypatch, tmp_path)
-    study = made.plan(settings=["kernel-3", "kernel-9"])
+    study = made.study(settings=["kernel-3", "kernel-9"])
     assert re.search(r"2 of 2 runs to train, about .* in all: ", all_runs.announce(study, list(study.runs), 1))
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Aside)
     monkeypatch.setattr(Aside, "answers", [100.0, None])
@@ -181,7 +181,7 @@ def killed(run):
 
 def test_a_measurement_that_is_killed_stops_nothing(monkeypatch, tmp_path):
     made.place(monkeypatch, tmp_path)
-    study = made.plan(settings=["kernel-3", "kernel-9"])
+    study = made.study(settings=["kernel-3", "kernel-9"])
     monkeypatch.setattr(all_runs, "measured", killed)
     assert "2 of 2 runs to train, in a time that could not be measured: " in all_runs.announce(
         study, list(study.runs), 1

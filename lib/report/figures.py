@@ -23,7 +23,7 @@ from lib.study import Study
 WIDTH = 5.0  # inches: at 10 points still readable on a page 360 pixels wide
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#666666"
 OURS = {"color": BLUE, "marker": "o", "linestyle": "-"}
-STUDY = {"color": ORANGE, "marker": "s", "linestyle": "--"}
+PAPER = {"color": ORANGE, "marker": "s", "linestyle": "--"}
 ORIGINAL = {"color": GREEN, "marker": "D", "linestyle": ":"}
 
 STYLE = {
@@ -92,7 +92,7 @@ def workflow(study: Study, runs: pd.DataFrame) -> Figure:
 @_styled
 def learning_rates(runs: pd.DataFrame) -> Figure | None:
     """Fig. 2: validation accuracy (or what the study watches instead) by epoch, a line for each learning rate."""
-    curves, table = tables.history(runs), tables.sweep(runs)
+    curves, table = tables.history(runs), tables.learning_rates(runs)
     curves = curves.dropna(subset=["watched"])
     figure, (axes,) = _new(3.4)
     told = []
@@ -101,37 +101,50 @@ def learning_rates(runs: pd.DataFrame) -> Figure | None:
         mine = curves[[row.setting in names for names in curves["settings"]]]
         if mine.empty:
             continue
-        _curve(axes, mine, "watched", f"{row.lr:g}, n={row.n}", color=color, marker=marker)
+        _curve(axes, mine, "watched", f"{row.lr:g}, {row.images} images, n={row.n}", color=color, marker=marker)
         told.append(f"{row.lr:g} ends at {row.ours:.1f} %")
-        if row.study > 0:
-            hollow = {"mfc": "white", "mec": color, "linestyle": "", "marker": marker, "markersize": 8}
-            axes.plot([row.study_epochs], [row.study], **hollow)
+        hollow = {
+            "color": color,
+            "mfc": "white",
+            "linestyle": "--",
+            "linewidth": 0.9,
+            "marker": marker,
+            "markersize": 4,
+        }
+        axes.plot(*published.curve("sweep", row.lr), **hollow)
     if not told:
         return None
-    axes.plot([], [], "o", mfc="white", mec=GREY, markersize=8, label="the study's end point")
+    axes.plot([], [], "o--", mfc="white", color=GREY, markersize=4, linewidth=0.9, label="the paper's, test images")
     images = " and ".join(table["images"].unique())
-    axes.set(xlabel="epoch", ylabel=f"{images} accuracy (%)")
+    axes.set(xlabel="epoch", ylabel="accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _say_floor(axes)
-    figure.legend(loc="outside upper center", ncols=2, title="learning rate")
+    figure.legend(loc="outside upper center", ncols=1, title="learning rate")
     return _described(figure, f"{images.capitalize()} accuracy by epoch for each learning rate: {'; '.join(told)}.")
 
 
 @_styled
 def baseline(runs: pd.DataFrame) -> Figure | None:
     """Fig. 3: loss and accuracy of the baseline by epoch, training and validation."""
-    curves = tables.history(cells.of_setting(runs, cells.baseline_setting(runs)))
+    mine = cells.of_setting(runs, cells.baseline_setting(runs))
+    curves = tables.history(mine)
     if curves.empty:
         return None
+    p = mine.iloc[0]["params"]
+    done_to_images = ["augmented"] + ["mixed"] * bool(p["mixup"] or p["cutmix"])
     figure, (loss, accuracy) = _new(5.4, rows=2, sharex=True)
-    _curve(loss, curves, "loss", "training, as optimised (augmented, mixed)", color=GREY, linestyle=":")
-    for part, name, look in (("train", "training", STUDY), ("val", "validation", OURS)):
+    _curve(loss, curves, "loss", f"training, as optimised ({', '.join(done_to_images)})", color=GREY, linestyle=":")
+    for part, name, look in (("train", "training", PAPER), ("val", "validation", OURS)):
         _curve(loss, curves, f"{part}_loss", None, color=look["color"], linestyle=look["linestyle"])
         _curve(accuracy, curves, f"{part}_acc", f"{name}, no augmentation", **look)
     if "test_acc" in curves:
         _curve(
             accuracy, curves, "test_acc", "test, watched every epoch: a leak", color=PURPLE, marker="^", linestyle="-."
         )
+    if (p["dim"], p["depth"]) == published.NETWORK:
+        hollow = {"color": ORANGE, "mfc": "white", "linestyle": ""}
+        for run, marker in (("kernel-9", "D"), ("patch-1", "^")):
+            accuracy.plot(*published.curve(run), label=f"the paper's {run} run, test", marker=marker, **hollow)
     loss.set(ylabel="loss", ylim=(0, None))
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
     accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -165,7 +178,7 @@ def speed(bench: dict | None) -> Figure | None:
         return None
     figure, panels = _new(5.4, rows=2, sharex=True)
     names = [f"k={row.kernel}\np={row.patch}" for row in table.itertuples()]
-    looks = {"native": ("native layers", OURS), "tuned": ("PyTorch, tuned", STUDY), "default": ("PyTorch", ORIGINAL)}
+    looks = {"native": ("native layers", OURS), "tuned": ("PyTorch, tuned", PAPER), "default": ("PyTorch", ORIGINAL)}
     for axes, unit in zip(panels, ("images", "mb"), strict=True):
         for which, (label, look) in looks.items():
             # No line: from one network to the next there is nothing in between.
@@ -188,7 +201,7 @@ def _ablation(runs: pd.DataFrame, table: pd.DataFrame, what: str) -> Figure:
     _points(above, [stats.mean(list(values.values())) for values in seeds], seeds, "ours")
     changes = [{s: values[s] - seeds[first][s] for s in values if s in seeds[first]} for values in seeds]
     _points(below, [stats.mean(list(values.values())) for values in changes], changes, None)
-    for name, column, look in (("the study", "study", STUDY), ("the original", "original", ORIGINAL)):
+    for name, column, look in (("the paper", "paper", PAPER), ("the original", "original", ORIGINAL)):
         above.plot(table.index, table[column], label=name, **look)
         below.plot(table.index, table[column] - table.loc[first, column], **look)
     names = [f"{what[0]}={size:.0f}" for size in table[what]]
@@ -201,9 +214,9 @@ def _ablation(runs: pd.DataFrame, table: pd.DataFrame, what: str) -> Figure:
     figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2)
     ours = [f"{n} {row.ours:.2f} % (n={row.n})" if row.n else f"{n} {row.status}"
             for n, row in zip(names, table.itertuples(), strict=True)]  # fmt: skip
-    theirs = [f"{n} {row.study:.2f} and {row.original:.2f} %" for n, row in zip(names, table.itertuples(), strict=True)
-              if row.study > 0]  # fmt: skip
-    text = f"Test accuracy by {what} size. Ours: {', '.join(ours)}. The study and the original: "
+    theirs = [f"{n} {row.paper:.2f} and {row.original:.2f} %" for n, row in zip(names, table.itertuples(), strict=True)
+              if row.paper > 0]  # fmt: skip
+    text = f"Test accuracy by {what} size. Ours: {', '.join(ours)}. The paper and the original: "
     return _described(figure, f"{text}{', '.join(theirs)}.")
 
 

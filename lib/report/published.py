@@ -1,19 +1,21 @@
 """Every published figure that a table or a sentence compares with, each with its source. Standard library only.
 
-"The study" is Li, Lu & Liu, *ConvMixer Reproduction: Kernel and Patch Size Ablations on CIFAR-10*; "the original"
+"The paper" is Li, Lu & Liu, *ConvMixer Reproduction: Kernel and Patch Size Ablations on CIFAR-10*; "the original"
 is Trockman & Kolter, *Patches Are All You Need?* (arXiv 2201.09792). Accuracies are per cent of the CIFAR-10 test
 set for ConvMixer-256/8, unless a figure says otherwise.
 """
 
+import csv
 import typing
+from pathlib import Path
 
 NETWORK = (256, 8)  # dim, depth of every network in the tables
-EPOCHS, ORIGINAL_EPOCHS = 30, 200  # the study's (Section III-C) and the original's, as the study gives it (IV-D)
+EPOCHS, ORIGINAL_EPOCHS = 30, 200  # the paper's (Section III-C) and the original's, as the paper gives it (IV-D)
 KERNELS, PATCHES = (3, 5, 7, 9), (1, 2, 4)  # the two ablations; the other size is 1 and 9
 TEST_IMAGES = 10_000
 
 
-class Figure(typing.NamedTuple):
+class Published(typing.NamedTuple):
     """One accuracy that somebody published, in per cent."""
 
     kernel: int
@@ -23,68 +25,72 @@ class Figure(typing.NamedTuple):
 
 
 # As printed. One configuration, k=9 and p=1, has three figures; none is corrected here.
-BASELINE = Figure(9, 1, 88.94, "the study, Table I")
+BASELINE = Published(9, 1, 88.94, "the paper, Table I")
 KERNEL = tuple(
-    Figure(kernel, 1, accuracy, "the study, Table II")
+    Published(kernel, 1, accuracy, "the paper, Table II")
     for kernel, accuracy in ((3, 85.65), (5, 86.98), (7, 88.40), (9, 88.94))
 )
 PATCH = tuple(
-    Figure(9, patch, accuracy, "the study, Table III") for patch, accuracy in ((1, 89.97), (2, 86.30), (4, 80.96))
+    Published(9, patch, accuracy, "the paper, Table III") for patch, accuracy in ((1, 89.97), (2, 86.30), (4, 80.96))
 )
 OVERALL = {  # Table IV, by the ablation whose run it names
-    "kernel-3": Figure(3, 1, 85.65, "the study, Table IV, kernel ablation"),
-    "kernel-9": Figure(9, 1, 88.94, "the study, Table IV, kernel ablation"),
-    "patch-1": Figure(9, 1, 89.97, "the study, Table IV, patch ablation"),
-    "patch-4": Figure(9, 4, 80.96, "the study, Table IV, patch ablation"),
-    "baseline": Figure(9, 1, 88.98, "the study, Table IV, baseline"),
+    "kernel-3": Published(3, 1, 85.65, "the paper, Table IV, kernel ablation"),
+    "kernel-9": Published(9, 1, 88.94, "the paper, Table IV, kernel ablation"),
+    "patch-1": Published(9, 1, 89.97, "the paper, Table IV, patch ablation"),
+    "patch-4": Published(9, 4, 80.96, "the paper, Table IV, patch ablation"),
+    "baseline": Published(9, 1, 88.98, "the paper, Table IV, baseline"),
 }
 
-# The last epoch in the outputs of the study's public notebooks (github.com/LOOK4869/ConvMixer), where the printed
+# The last epoch in the outputs of the paper's public notebooks (github.com/LOOK4869/ConvMixer), where the printed
 # figure is the largest test accuracy of any epoch.
 LAST_EPOCH = {
     **{
-        f"kernel-{kernel}": Figure(kernel, 1, accuracy, "the study's notebooks, last epoch of the kernel runs")
+        f"kernel-{kernel}": Published(kernel, 1, accuracy, "the paper's notebooks, last epoch of the kernel runs")
         for kernel, accuracy in ((3, 83.02), (5, 85.72), (7, 87.98), (9, 88.74))
     },
     **{
-        f"patch-{patch}": Figure(9, patch, accuracy, "the study's notebooks, last epoch of the patch runs")
+        f"patch-{patch}": Published(9, patch, accuracy, "the paper's notebooks, last epoch of the patch runs")
         for patch, accuracy in ((1, 86.54), (2, 85.21), (4, 80.96))
     },
 }
 
 ORIGINAL = tuple(
-    Figure(kernel, patch, accuracy, "the original, as the study quotes it")
+    Published(kernel, patch, accuracy, "the original, as the paper quotes it")
     for kernel, patch, accuracy in (
         (3, 1, 93.61), (5, 1, 95.19), (7, 1, 95.80), (9, 1, 95.88), (9, 2, 95.00), (9, 4, 92.61),
     )
 )  # fmt: skip
 
-# Other readings of the original's Table 4 than the study's, and other runs of its configurations: in no table.
+# Other readings of the original's Table 4 than the paper's, and other runs of its configurations: in no table.
 READINGS = (
-    Figure(5, 1, 95.11, "second-hand: another reading of the original's Table 4"),
-    Figure(7, 1, 95.72, "second-hand: another reading of the original's Table 4"),
-    Figure(9, 2, 95.08, "second-hand: another reading of the original's Table 4"),
+    Published(5, 1, 95.11, "second-hand: another reading of the original's Table 4"),
+    Published(7, 1, 95.72, "second-hand: another reading of the original's Table 4"),
+    Published(9, 2, 95.08, "second-hand: another reading of the original's Table 4"),
 )
 SECOND_HAND = (
     *READINGS,
-    Figure(9, 1, 96.03, "second-hand: locuslab/convmixer, issue 15, weight decay 0.01"),
-    Figure(9, 1, 95.89, "second-hand: locuslab/convmixer, issue 15, a user's rerun"),
+    Published(9, 1, 96.03, "second-hand: locuslab/convmixer, issue 15, weight decay 0.01"),
+    Published(9, 1, 95.89, "second-hand: locuslab/convmixer, issue 15, a user's rerun"),
 )
 
-# Other systems at k=5, p=2 with a small budget; recipes and networks differ from the study's.
+# Other systems at k=5, p=2 with a small budget; recipes and networks differ from the paper's.
 CONTEXT = (
-    Figure(5, 2, 92.60, "locuslab/convmixer-cifar10, 25 epochs"),
-    Figure(5, 2, 90.83, "Lux.jl's ConvMixer example, 25 epochs"),
+    Published(5, 2, 92.60, "locuslab/convmixer-cifar10, 25 epochs"),
+    Published(5, 2, 90.83, "Lux.jl's ConvMixer example, 25 epochs"),
 )
 
-# The learning-rate sweep (Fig. 2), from the study's notebook 03: the best test accuracy (%) of 10 epochs. It trained
+# The learning-rate sweep (Fig. 2), from the paper's notebook 03: the best test accuracy (%) of 10 epochs. It trained
 # k=7 and p=4 with Adam, crop and flip; the paper does not say for which network the sweep is.
 SWEEP_EPOCHS = 10
 SWEEP = {1e-4: 67.93, 1e-3: 80.59, 1e-2: 78.16}
 
 
+# Every accuracy and loss by epoch in the outputs of the paper's public notebooks (github.com/LOOK4869/ConvMixer).
+CURVES = Path(__file__).with_name("paper_curves.csv")
+
+
 class Compute(typing.NamedTuple):
-    """A row of the study's Table V: epochs over all runs, hours in total, minutes an epoch."""
+    """A row of the paper's Table V: epochs over all runs, hours in total, minutes an epoch."""
 
     train_batch: int
     test_batch: int
@@ -106,18 +112,28 @@ MEGA_MACS = {(3, 1): 556, (5, 1): 590, (7, 1): 640, (9, 1): 707, (9, 2): 177, (9
 SEED_NOISE = {4: 0.56, 16: 0.19, 64: 0.15}
 
 
-def original(kernel: int, patch: int) -> Figure | None:
+def curve(run: str, lr: float | None = None) -> tuple[list[int], list[float]]:
+    """Epochs (1-based) and the test accuracies (%) after them that the paper's notebooks print for one of their runs.
+
+    `run`: a setting such as kernel-9 (epochs 10, 20, 30), sweep with a learning rate, or another of paper_curves.csv.
+    """
+    with CURVES.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["run"] == run and (lr is None or float(row["lr"]) == lr)]
+    return [int(row["epoch"]) for row in rows], [float(row["test_acc"]) for row in rows]
+
+
+def original(kernel: int, patch: int) -> Published | None:
     """The original's figure for a configuration, None where it printed none."""
     return _find(ORIGINAL, kernel, patch)
 
 
 def other_readings() -> float:
-    """How far (points) other readings of the original's table are from those that the study quotes, at most."""
+    """How far (points) other readings of the original's table are from those that the paper quotes, at most."""
     return max(abs(figure.accuracy - original(figure.kernel, figure.patch).accuracy) for figure in READINGS)
 
 
-def printed(setting: str) -> Figure | None:
-    """The figure of the study's own table for a setting such as kernel-3 (Table II) or patch-2 (Table III)."""
+def printed(setting: str) -> Published | None:
+    """The figure of the paper's own table for a setting such as kernel-3 (Table II) or patch-2 (Table III)."""
     ablation, _, size = setting.partition("-")
     if ablation == "kernel" and size.isdecimal():
         return _find(KERNEL, int(size), 1)
@@ -126,16 +142,16 @@ def printed(setting: str) -> Figure | None:
     return None
 
 
-def context(kernel: int, patch: int) -> tuple[Figure, ...]:
-    """What else was published for a configuration that no table of the study holds."""
+def context(kernel: int, patch: int) -> tuple[Published, ...]:
+    """What else was published for a configuration that no table of the paper holds."""
     return tuple(figure for figure in CONTEXT if (figure.kernel, figure.patch) == (kernel, patch))
 
 
 def all_printed(kernel: int, patch: int) -> tuple[float, ...]:
-    """The different figures (%) that the study prints for one configuration, ascending; three for the baseline."""
+    """The different figures (%) that the paper prints for one configuration, ascending; three for the baseline."""
     figures = (BASELINE, *KERNEL, *PATCH, *OVERALL.values())
     return tuple(sorted({figure.accuracy for figure in figures if (figure.kernel, figure.patch) == (kernel, patch)}))
 
 
-def _find(figures: tuple[Figure, ...], kernel: int, patch: int) -> Figure | None:
+def _find(figures: tuple[Published, ...], kernel: int, patch: int) -> Published | None:
     return next((f for f in figures if (f.kernel, f.patch) == (kernel, patch)), None)

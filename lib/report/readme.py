@@ -21,7 +21,7 @@ def block() -> str:
     runs = records.load(study)
     both = pd.concat([tables.kernel(runs), tables.patch(runs)]).drop_duplicates(["kernel", "patch"])
     lines = [
-        "| setting | ours, `quick` (%) | n | the study (%) | the original, as the study quotes it (%) |",
+        "| setting | ours, `quick` (%) | n | the paper (%) | the original, as the paper quotes it (%) |",
         "|---|---|---|---|---|",
     ]
     for row in both.itertuples():

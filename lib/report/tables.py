@@ -11,6 +11,21 @@ import pandas as pd
 from lib import records
 from lib.params import Params
 from lib.report import cells, published, stats
+from lib.report.columns import (
+    COMPARED,
+    KERNEL,
+    ORIGINAL,
+    OURS,
+    PATCH,
+    SETTING,
+    STATUS,
+    N,
+    chance,
+    mega,
+    number,
+    shows,
+    words,
+)  # fmt: skip
 from lib.study import Study
 
 # Tables I to IV
@@ -28,34 +43,38 @@ def _cell(runs: pd.DataFrame, setting: str, kernel=np.nan, patch=np.nan) -> dict
     }  # fmt: skip
 
 
-def _compared(cell: dict, study: published.Figure | None) -> dict:
-    """A cell beside the study's figure and the original's, if they are of its configuration."""
+def _compared(cell: dict, paper: published.Published | None) -> dict:
+    """A cell beside the paper's figure and the original's, if they are of its configuration."""
     original = published.original(cell["kernel"], cell["patch"])
-    if study and (study.kernel, study.patch) != (cell["kernel"], cell["patch"]):
-        study = None  # a study may give a setting of the paper's another k or p
-    theirs = {"study": study.accuracy if study else np.nan, "original": original.accuracy if original else np.nan}
+    if paper and (paper.kernel, paper.patch) != (cell["kernel"], cell["patch"]):
+        paper = None  # a study may give a setting of the paper's another k or p
+    theirs = {"paper": paper.accuracy if paper else np.nan, "original": original.accuracy if original else np.nan}
     return cell | theirs | {f"ours_minus_{name}": cell["ours"] - value for name, value in theirs.items()}
 
 
+@shows(KERNEL, PATCH, *COMPARED, STATUS)
 def baseline(runs: pd.DataFrame) -> pd.DataFrame:
     """Table I: the baseline k=9, p=1."""
     return pd.DataFrame([_compared(_cell(runs, cells.baseline_setting(runs), 9, 1), published.BASELINE)])
 
 
+@shows(KERNEL, PATCH, *COMPARED, STATUS)
 def kernel(runs: pd.DataFrame) -> pd.DataFrame:
     """Table II: accuracy by kernel size at p=1."""
     return _ablation(runs, "kernel", lambda size: {"kernel": size, "patch": 1})
 
 
+@shows(KERNEL, PATCH, *COMPARED, STATUS)
 def patch(runs: pd.DataFrame) -> pd.DataFrame:
     """Table III: accuracy by patch size at k=9."""
     return _ablation(runs, "patch", lambda size: {"kernel": 9, "patch": size})
 
 
+@shows(SETTING, KERNEL, PATCH, *COMPARED, STATUS)
 def overall(runs: pd.DataFrame) -> pd.DataFrame:
-    """Table IV: the five rows that the study compares with the original.
+    """Table IV: the five rows that the paper compares with the original.
 
-    Three of them are one configuration, which is trained once a seed here; the study prints three figures for it.
+    Three of them are one configuration, which is trained once a seed here; the paper prints three figures for it.
     """
     rows = []
     for name, figure in published.OVERALL.items():
@@ -64,6 +83,10 @@ def overall(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@shows(
+    SETTING, KERNEL, PATCH, OURS, N, ORIGINAL, number("ours_minus_original", "ours − original", "{:+.2f}"),
+    words("published", "published elsewhere (%)", optional=True), STATUS,
+)  # fmt: skip
 def others(runs: pd.DataFrame) -> pd.DataFrame:
     """Settings that belong to no table of the paper, beside whatever was published for their k and p."""
     known = [name for what in ("kernel", "patch", "lr") for name in cells.ablation(runs, what)]
@@ -72,7 +95,7 @@ def others(runs: pd.DataFrame) -> pd.DataFrame:
     if len(table):
         contexts = [published.context(row.kernel, row.patch) for row in table.itertuples()]
         table["published"] = ["; ".join(f"{f.accuracy:.2f} ({f.source})" for f in found) for found in contexts]
-    return table.drop(columns=["study", "ours_minus_study"], errors="ignore")
+    return table.drop(columns=["paper", "ours_minus_paper"], errors="ignore")
 
 
 def _ablation(runs: pd.DataFrame, what: str, sizes) -> pd.DataFrame:
@@ -80,8 +103,13 @@ def _ablation(runs: pd.DataFrame, what: str, sizes) -> pd.DataFrame:
     return pd.DataFrame([_compared(row, published.printed(row["setting"])) for row in rows])
 
 
+@shows(
+    words("step", "step", "short"), number("difference", "ours", "{:+.2f}", spread="half"), N,
+    chance("p", "sign-flip p"), chance("smallest_p", "smallest p of n"), chance("images_p", "McNemar p, these images"),
+    number("paper_step", "the paper", "{:+.2f}"), number("original_step", "the original", "{:+.2f}"),
+)  # fmt: skip
 def steps(runs: pd.DataFrame, what: str, only: list[str] | None = None) -> pd.DataFrame:
-    """From each level of an ablation to the next: ours over common seeds, the study's step, the original's.
+    """From each level of an ablation to the next: ours over common seeds, the paper's step, the original's.
 
     `half` and `p` (sign flip) need two seeds; `images_p` is McNemar's on the test images where there is one.
     With `only`, from one of these settings to the next of them.
@@ -95,7 +123,7 @@ def steps(runs: pd.DataFrame, what: str, only: list[str] | None = None) -> pd.Da
             "step": f"{what[0]}={getattr(before, what):.0f}→{getattr(after, what):.0f}",
             "difference": step.mean, "half": step.half, "n": step.n, "p": step.p, "smallest_p": step.smallest_p,
             "images_p": _images_p(runs, before.setting, after.setting) if step.n == 1 else np.nan,
-            "study_step": after.study - before.study, "original_step": after.original - before.original,
+            "paper_step": after.paper - before.paper, "original_step": after.original - before.original,
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -136,7 +164,12 @@ def _watched(epoch: dict) -> float:
     return next(found, np.nan)
 
 
-def sweep(runs: pd.DataFrame) -> pd.DataFrame:
+@shows(
+    number("lr", "learning rate", "{:g}"), words("images", "images", "short"), number("epochs", "epochs", "{}"),
+    OURS, N, number("paper", "the paper, best on test (%)"), number("paper_epochs", "epochs, the paper", "{:.0f}"),
+    STATUS,
+)  # fmt: skip
+def learning_rates(runs: pd.DataFrame) -> pd.DataFrame:
     """Fig. 2 as a table: validation accuracy at the end of the sweep, by learning rate.
 
     A study without a validation split that watches the test set has that instead, and `images` says so.
@@ -151,15 +184,21 @@ def sweep(runs: pd.DataFrame) -> pd.DataFrame:
             "setting": setting, "lr": rate, "epochs": int(group.iloc[0]["epochs"]),
             "images": "test" if any(epoch.get("val_acc") is None for epoch in last) else "validation",
             "ours": ours.mean, "half": ours.half, "n": ours.n, "seeds": len(group), "status": cells.status(group),
-            "study": published.SWEEP.get(rate, np.nan), "study_epochs": published.SWEEP_EPOCHS,
+            "paper": published.SWEEP.get(rate, np.nan), "paper_epochs": published.SWEEP_EPOCHS,
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
+@shows(
+    SETTING, N, number("last_epoch", "last epoch (%)"), number("selected", "selected epoch (%)"),
+    number("best_on_test", "best on test: a leak (%)", optional=True),
+    number("paper_last_epoch", "the paper, last epoch (%)"), number("paper_best_on_test", "the paper, as printed (%)"),
+    STATUS,
+)  # fmt: skip
 def selection(runs: pd.DataFrame) -> pd.DataFrame:
     """What the choice of the epoch is worth: last epoch, selected epoch and, where recorded, the best on the test set.
 
-    The last is a leak: it takes the largest of many test accuracies, as the study's notebooks do. It is recorded
+    The last is a leak: it takes the largest of many test accuracies, as the paper's notebooks do. It is recorded
     only where a study asks for it (select: best_test).
     """
     rows = []
@@ -173,8 +212,8 @@ def selection(runs: pd.DataFrame) -> pd.DataFrame:
             "last_epoch": stats.mean([r["last_test_acc"] for r in done]).mean,
             "selected": stats.mean([r["test_acc"] for r in done]).mean,
             "best_on_test": stats.mean(leaks).mean,
-            "study_last_epoch": last.accuracy if last else np.nan,
-            "study_best_on_test": printed.accuracy if printed else np.nan,
+            "paper_last_epoch": last.accuracy if last else np.nan,
+            "paper_best_on_test": printed.accuracy if printed else np.nan,
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -182,6 +221,12 @@ def selection(runs: pd.DataFrame) -> pd.DataFrame:
 # Compute, runs and where they come from
 
 
+@shows(
+    words("part", "part", "short"), N, words("train_batch", "train batch"), words("test_batch", "test batch"),
+    number("epochs", "epochs", "{}"), number("hours", "hours"), number("minutes_per_epoch", "min/epoch"),
+    number("paper_epochs", "epochs, the paper", "{:.0f}"), number("paper_hours", "hours, the paper", "{:.1f}"),
+    number("paper_minutes_per_epoch", "min/epoch, the paper", "{:.1f}"),
+)  # fmt: skip
 def compute(runs: pd.DataFrame) -> pd.DataFrame:
     """Table V: the cost of each ablation and of all runs, wall-clock training and evaluation of finished runs.
 
@@ -201,8 +246,8 @@ def _cost(name: str, group: pd.DataFrame, theirs: published.Compute | None) -> d
         "train_batch": _values(done, "batch_size"), "test_batch": _values(done, "test_batch_size"),
         "epochs": epochs, "hours": seconds / 3600 if epochs else np.nan,
         "minutes_per_epoch": seconds / 60 / epochs if epochs else np.nan,
-        "study_epochs": theirs.epochs if theirs else np.nan, "study_hours": theirs.hours if theirs else np.nan,
-        "study_minutes_per_epoch": theirs.minutes_per_epoch if theirs else np.nan,
+        "paper_epochs": theirs.epochs if theirs else np.nan, "paper_hours": theirs.hours if theirs else np.nan,
+        "paper_minutes_per_epoch": theirs.minutes_per_epoch if theirs else np.nan,
     }  # fmt: skip
 
 
@@ -211,6 +256,11 @@ def _values(done: pd.DataFrame, name: str) -> str:
     return ", ".join(map(str, sorted({record["params"].get(name, "?") for record in done["record"]})))
 
 
+@shows(
+    SETTING, KERNEL, PATCH, N, number("epochs", "epochs", "{}"), number("minutes", "minutes a run", "{:.1f}"),
+    number("seconds_per_epoch", "s/epoch", "{:.1f}"), number("images_per_second", "images/s", "{:,.0f}"),
+    number("parameters", "parameters", "{:,.0f}"), mega("forward_macs", "forward MMACs"), STATUS,
+)  # fmt: skip
 def compute_by_setting(runs: pd.DataFrame) -> pd.DataFrame:
     """The cost of one run of each setting: means over its finished seeds."""
     rows = []
@@ -227,6 +277,13 @@ def compute_by_setting(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@shows(
+    words("network", "network", "short"), number("default_images", "PyTorch (img/s)", "{:.1f}"),
+    number("tuned_images", "tuned (img/s)", "{:.1f}"), number("native_images", "native (img/s)", "{:.1f}"),
+    words("native", "type"), number("over_default", "over PyTorch", "{:.1f} ×"),
+    number("over_tuned", "over tuned", "{:.1f} ×"), number("bound_share", "of the bound", "{:.0%}"),
+    number("default_mb", "PyTorch (MB)", "{:,.0f}"), number("native_mb", "native (MB)", "{:,.0f}"),
+)  # fmt: skip
 def speed(bench: dict | None) -> pd.DataFrame:
     """Images a second and MB in training, by network: plain PyTorch, the fastest of PyTorch tuned by hand (`tuned` says
     how) and of the native layers (`native`: in which type).
@@ -251,6 +308,13 @@ def speed(bench: dict | None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@shows(
+    words("run", "run", "short"), words("settings", "settings"), number("seed", "seed", "{}"),
+    words("status", "status"), number("epochs", "epochs", "{}"),
+    number("selected_epoch", "selected epoch", "{:.0f}"), number("selected", "selected epoch (%)"),
+    number("last_epoch", "last epoch (%)"), number("validation", "validation (%)", optional=True),
+    number("seconds", "seconds", "{:.0f}"), words("reason", "reason", optional=True),
+)  # fmt: skip
 def every_run(runs: pd.DataFrame) -> pd.DataFrame:
     """Each run of the study, finished or not, with the reason where it is not."""
     chosen = [record["selected_epoch"] if record else np.nan for record in runs["record"]]
@@ -262,6 +326,7 @@ def every_run(runs: pd.DataFrame) -> pd.DataFrame:
     })  # fmt: skip
 
 
+@shows(words("parameter", "parameter", "short"), words("as_written", "the paper as written"), words("here", "here"))
 def overrides(study: Study) -> pd.DataFrame:
     """Every parameter in which the study's runs differ from the paper as written (the defaults of Params).
 
@@ -282,6 +347,7 @@ def overrides(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["parameter", "as_written", "here"])
 
 
+@shows(words("fact", "fact", "short"), words("value", "value"), number("runs", "runs", "{}"))
 def provenance(runs: pd.DataFrame) -> pd.DataFrame:
     """Where the finished records come from: each fact, its value, and how many runs share it."""
     done = runs.loc[runs["status"] == "done", "record"]

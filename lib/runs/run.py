@@ -29,7 +29,7 @@ def run(p: Params, say: Callable[[str], None] = print) -> dict:
     name = folder.name
     pick_device(p.device)  # one that is not there is an error before anything is written
     with own(folder):
-        records.sweep(folder)
+        records.remove_parts(folder)
         record = finished(p, folder)
         if record is not None:
             checkpoint.remove(folder)  # where a kill left no time for it
