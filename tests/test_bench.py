@@ -10,7 +10,7 @@ from lib import records
 from lib.native import layers
 from lib.runs import bench
 
-TINY = bench.Network("tiny", 16, 1, 3, 4)
+TINY = bench.Network("tiny", "smoke", 16, 1, 3, 4)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Tables and sentences against records whose numbers are known."""
 
+import copy
 import json
 import re
 
@@ -252,6 +253,19 @@ def test_speed_compares_the_fastest_of_each_and_leaves_out_what_did_not_run():
     bench["networks"][0] |= {"ours": None, "over_default": None, "share_of_bound": None}
     assert np.isnan(tables.speed(bench).loc[0, "native_images"])
     assert tables.speed(None).empty
+
+
+def test_a_difference_between_networks_is_stated_only_where_their_turns_are_apart():
+    bench = made.bench(default=3, channels_last=9, ours=36)
+    (nine,) = bench["networks"]
+    three = copy.deepcopy(nine) | {"name": "256/8 k=3 p=1", "kernel": 3}
+    bench["networks"].append(three)
+    for network, ours in ((nine, [34, 36, 38]), (three, [35, 37, 39])):
+        for name, variant in network["variants"].items():
+            variant["turns"] = ours if name.startswith("ours") else [variant["images_per_second"]]
+    three["variants"]["channels_last"] |= {"images_per_second": 12.0, "turns": [12.0]}
+    (said,) = [line for line in sentences.speed(bench) if "k=9 against k=3" in line]
+    assert "0.75 times with PyTorch tuned, no difference beyond the spread of the turns with the native" in said
 
 
 def test_speed_in_words_names_the_machine_and_says_what_measures_it():

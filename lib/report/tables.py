@@ -288,8 +288,8 @@ def speed(bench: dict | None) -> pd.DataFrame:
     """Images a second and MB in training, by network: plain PyTorch, the fastest of PyTorch tuned by hand (`tuned` says
     how) and of the native layers (`native`: in which type).
 
-    float32_over_...: the same ratios with float32 on both sides. bound_share: of the images a second that the
-    arithmetic alone would allow, at this machine's measured speeds.
+    ..._low and ..._high are quartiles over the turns. float32_over_...: the same ratios with float32 on both sides.
+    bound_share: of the images a second that the arithmetic alone would allow, at this machine's measured speeds.
     """
     rows = []
     for network in (bench or {"networks": []})["networks"]:
@@ -301,6 +301,9 @@ def speed(bench: dict | None) -> pd.DataFrame:
         row = {"network": network["name"], "kernel": network["kernel"], "patch": network["patch"]}
         for name, unit in (("images_per_second", "images"), ("peak_memory_mb", "mb")):
             row |= {f"{which}_{unit}": (found or {}).get(name, np.nan) for which, found in variants.items()}
+        for which, found in variants.items():
+            low, high = np.percentile((found or {}).get("turns") or [np.nan], [25, 75])
+            row |= {f"{which}_low": low, f"{which}_high": high}
         row |= {"tuned": network["tuned"], "native": (network["ours"] or "").removeprefix("ours, ")}
         ratios = ("over_default", "over_tuned", "float32_over_default", "float32_over_tuned")
         row |= {name: network[name] or np.nan for name in ratios}

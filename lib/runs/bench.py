@@ -32,6 +32,7 @@ class Network:
     """One line of the table."""
 
     name: str
+    study: str  # whose network, and whose recipe an epoch of it has
     dim: int
     depth: int
     kernel: int
@@ -53,7 +54,7 @@ def all_networks() -> dict[str, Network]:
     for name, kernel, patch in asked:
         base = study.base_params(name)
         width = f"{base.dim}/{base.depth}" if name == "paper" else f"{name} {base.dim}/{base.depth}"
-        lines.append(Network(f"{width} k={kernel} p={patch}", base.dim, base.depth, kernel, patch))
+        lines.append(Network(f"{width} k={kernel} p={patch}", name, base.dim, base.depth, kernel, patch))
     return {line.name: line for line in lines}
 
 
@@ -177,21 +178,21 @@ def limits(pipe: Connection) -> None:
 def epoch(pipe: Connection, network: Network, images: int) -> None:
     """Answers "measure" with images a second of a whole epoch, and of the same steps on one batch that lies ready.
 
-    The epoch is the study's own loop: augmentation, mixing, data loading and the look at the loss. `images`: a
-    multiple of 10, as many of each class.
+    The epoch is that of `fit` with the recipe and the type of the network's study: augmentation, mixing, data loading
+    and the look at the loss. `images`: a multiple of 10, as many of each class.
     """
     import numpy as np
     import torch
 
     from lib import train
-    from lib.params import Params
 
     random = np.random.default_rng(0)
     count = {"train": images, "test": 100}
     cifar = {f"{part}_images": random.integers(0, 256, (n, 32, 32, 3), np.uint8) for part, n in count.items()}
     cifar |= {f"{part}_labels": (np.arange(n) % 10).astype(np.uint8) for part, n in count.items()}
-    shape = {"dim": network.dim, "depth": network.depth, "kernel": network.kernel, "patch": network.patch}
-    p = Params(**shape, epochs=1, val_size=0, select="last", dtype="bfloat16", device="cpu", study="bench")
+    p = study.base_params(network.study).replace(
+        kernel=network.kernel, patch=network.patch, epochs=1, train_size=0, val_size=0, select="last", device="cpu"
+    )
 
     def whole() -> float:
         with tempfile.TemporaryDirectory() as folder:
