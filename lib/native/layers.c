@@ -21,8 +21,8 @@ typedef struct {
 typedef struct {
     int64_t batch, height, width, dim, inputs, kernel, threads;
     void *x, *y, *u, *out, *dout, *dz, *dx;  // u NULL: evaluation, nothing is kept
-    const float *mix_weight, *mix_bias, *lift_weight, *lift_bias;
-    float *d_mix_weight, *d_mix_bias, *d_lift_weight, *d_lift_bias;
+    const float *depthwise_weight, *depthwise_bias, *pointwise_weight, *pointwise_bias;
+    float *d_depthwise_weight, *d_depthwise_bias, *d_pointwise_weight, *d_pointwise_bias;
     norm norm1, norm2;
 } layer;
 

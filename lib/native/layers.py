@@ -56,8 +56,8 @@ class Layer(Structure):
     _fields_ = (
         *fields(c_int64, "batch", "height", "width", "dim", "inputs", "kernel", "threads"),
         *fields(c_void_p, "x", "y", "u", "out", "dout", "dz", "dx"),
-        *fields(c_void_p, "mix_weight", "mix_bias", "lift_weight", "lift_bias"),
-        *fields(c_void_p, "d_mix_weight", "d_mix_bias", "d_lift_weight", "d_lift_bias"),
+        *fields(c_void_p, "depthwise_weight", "depthwise_bias", "pointwise_weight", "pointwise_bias"),
+        *fields(c_void_p, "d_depthwise_weight", "d_depthwise_bias", "d_pointwise_weight", "d_pointwise_bias"),
         ("norm1", Norm),
         ("norm2", Norm),
     )
@@ -210,15 +210,28 @@ class BlockFunction(torch.autograd.Function):
     """x (B, h, H, W) -> BatchNorm(GELU(pointwise(BatchNorm(GELU(depthwise(x))) + x))), the same shape."""
 
     @staticmethod
-    def forward(ctx, x, mix_weight, mix_bias, weight1, bias1, lift_weight, lift_bias, weight2, bias2, block, keep):
+    def forward(
+        ctx,
+        x,
+        depthwise_weight,
+        depthwise_bias,
+        weight1,
+        bias1,
+        pointwise_weight,
+        pointwise_bias,
+        weight2,
+        bias2,
+        block,
+        keep,
+    ):
         _, norm1 = block[0].fn[1:]
         norm2 = block[3]
         dim = x.shape[1]
-        call = Call(x.shape, dim, mix_weight.shape[-1], block.native_dtype, block.native_arithmetic)
+        call = Call(x.shape, dim, depthwise_weight.shape[-1], block.native_dtype, block.native_arithmetic)
         full = call.out_dim
         parameters = [
-            padded(mix_weight, full), padded(mix_bias, full), padded(weight1, full), padded(bias1, full),
-            padded(lift_weight.flatten(1), full, full), padded(lift_bias, full),
+            padded(depthwise_weight, full), padded(depthwise_bias, full), padded(weight1, full), padded(bias1, full),
+            padded(pointwise_weight.flatten(1), full, full), padded(pointwise_bias, full),
             padded(weight2, full), padded(bias2, full),
         ]  # fmt: skip
         statistics1, statistics2 = Statistics(norm1, full), Statistics(norm2, full)
@@ -229,7 +242,7 @@ class BlockFunction(torch.autograd.Function):
         call.run(
             "forward", statistics1.native(*parameters[2:4]), statistics2.native(*parameters[6:8]),
             x=rows, y=y, u=u, out=out,
-            mix_weight=parameters[0], mix_bias=parameters[1], lift_weight=parameters[4], lift_bias=parameters[5],
+            depthwise_weight=parameters[0], depthwise_bias=parameters[1], pointwise_weight=parameters[4], pointwise_bias=parameters[5],
         )  # fmt: skip
         statistics1.write_back(norm1)
         statistics2.write_back(norm2)
@@ -249,9 +262,9 @@ class BlockFunction(torch.autograd.Function):
             statistics1.native(*parameters[2:4], *d_parameters[2:4]),
             statistics2.native(*parameters[6:8], *d_parameters[6:8]),
             x=rows, y=y, u=u, dout=call.rows(d_out), dz=dz, dx=dx,
-            mix_weight=parameters[0], mix_bias=parameters[1], lift_weight=parameters[4], lift_bias=parameters[5],
-            d_mix_weight=d_parameters[0], d_mix_bias=d_parameters[1],
-            d_lift_weight=d_parameters[4], d_lift_bias=d_parameters[5],
+            depthwise_weight=parameters[0], depthwise_bias=parameters[1], pointwise_weight=parameters[4], pointwise_bias=parameters[5],
+            d_depthwise_weight=d_parameters[0], d_depthwise_bias=d_parameters[1],
+            d_pointwise_weight=d_parameters[4], d_pointwise_bias=d_parameters[5],
         )  # fmt: skip
         dim = call.outputs
         d_parameters = [d[:dim] for d in d_parameters]
@@ -263,15 +276,15 @@ class StemFunction(torch.autograd.Function):
     """images (B, c, n, n) -> BatchNorm(GELU(p x p convolution with stride p)), (B, h, n/p, n/p)."""
 
     @staticmethod
-    def forward(ctx, x, lift_weight, lift_bias, weight, bias, stem, keep):
+    def forward(ctx, x, pointwise_weight, pointwise_bias, weight, bias, stem, keep):
         norm = stem[2]
         b, c, height, width = x.shape
-        p = lift_weight.shape[-1]
+        p = pointwise_weight.shape[-1]
         patched = (b, c * p * p, height // p, width // p)
-        call = Call(patched, lift_weight.shape[0], 0, stem.native_dtype, stem.native_arithmetic)
+        call = Call(patched, pointwise_weight.shape[0], 0, stem.native_dtype, stem.native_arithmetic)
         full = call.out_dim
         parameters = [
-            padded(lift_weight.flatten(1), full, call.in_dim), padded(lift_bias, full),
+            padded(pointwise_weight.flatten(1), full, call.in_dim), padded(pointwise_bias, full),
             padded(weight, full), padded(bias, full),
         ]  # fmt: skip
         statistics = Statistics(norm, full)
@@ -284,11 +297,11 @@ class StemFunction(torch.autograd.Function):
         u = call.empty(full) if keep or statistics.batch else None
         call.run(
             "forward", Norm(), statistics.native(*parameters[2:]),
-            x=patches, u=u, out=out, lift_weight=parameters[0], lift_bias=parameters[1],
+            x=patches, u=u, out=out, pointwise_weight=parameters[0], pointwise_bias=parameters[1],
         )  # fmt: skip
         statistics.write_back(norm)
         ctx.save_for_backward(patches, u, *parameters)
-        ctx.call, ctx.statistics, ctx.weight_shape = call, statistics, lift_weight.shape
+        ctx.call, ctx.statistics, ctx.weight_shape = call, statistics, pointwise_weight.shape
         return call.images(out, call.outputs)
 
     @staticmethod
@@ -300,8 +313,8 @@ class StemFunction(torch.autograd.Function):
         d_patches = call.empty(call.in_dim) if ctx.needs_input_grad[0] else None
         call.run(
             "backward", Norm(), ctx.statistics.native(*parameters[2:], *d_parameters[2:]),
-            x=patches, u=u, dout=call.rows(d_out), dx=d_patches, lift_weight=parameters[0], lift_bias=parameters[1],
-            d_lift_weight=d_parameters[0], d_lift_bias=d_parameters[1],
+            x=patches, u=u, dout=call.rows(d_out), dx=d_patches, pointwise_weight=parameters[0], pointwise_bias=parameters[1],
+            d_pointwise_weight=d_parameters[0], d_pointwise_bias=d_parameters[1],
         )  # fmt: skip
         d_parameters = [d[: call.outputs] for d in d_parameters]
         d_parameters[0] = d_parameters[0][:, : call.inputs].reshape(ctx.weight_shape)
@@ -377,12 +390,13 @@ class NativeBlock(nn.Sequential):
     native_arithmetic: str
 
     def forward(self, x: Tensor) -> Tensor:
-        mix, _, norm1 = self[0].fn
-        _, lift, _, norm2 = self
-        if not usable(x, lift.weight, norm1):
+        depthwise, _, norm1 = self[0].fn
+        _, pointwise, _, norm2 = self
+        if not usable(x, pointwise.weight, norm1):
             return super().forward(x)
         return BlockFunction.apply(
-            x, mix.weight, mix.bias, norm1.weight, norm1.bias, lift.weight, lift.bias, norm2.weight, norm2.bias,
+            x, depthwise.weight, depthwise.bias, norm1.weight, norm1.bias, pointwise.weight, pointwise.bias,
+            norm2.weight, norm2.bias,
             self, torch.is_grad_enabled(),
         )  # fmt: skip
 

@@ -1,11 +1,11 @@
 // The passes of one mixing block, forward and backward; included once an element type.
 //
-//     mix:   y = depthwise(x) + bias,  g = GELU(y),  z = BatchNorm(g) + x
-//     lift:  u = z W^T + bias,         v = GELU(u),  out = BatchNorm(v)
+//     depthwise: y = depthwise(x) + bias,  g = GELU(y),  z = BatchNorm(g) + x
+//     pointwise: u = z W^T + bias,         v = GELU(u),  out = BatchNorm(v)
 //
 // Kept for backward: x, y, u. GELU, z and the normalised values are computed again wherever a pass meets them.
 // BatchNorm needs a sum over the whole batch between passes; that is why there are several, and why no more.
-// The stem is a lift alone: its z are the patches of the image.
+// The stem is a pointwise half alone: its z are the patches of the image.
 
 
 // What the passes of one call share.
@@ -30,8 +30,8 @@ static void FN(pack_work)(void *context, long begin, long end, long group) {
     long each = s->kernel * s->taps * UNIT, n = pass->flip ? a->inputs : a->dim, k = pass->flip ? a->dim : a->inputs;
     (void)group;
     for (long c = begin * LANES; c < end * LANES; c += LANES) {
-        if (a->kernel && c < a->dim) FN(pack_taps)(pass->taps + c / LANES * each, a->mix_weight, c, s, pass->flip);
-        if (c < n) FN(pack_weight)(pass->weight, a->lift_weight, c, n, k, pass->flip ? 1 : k, pass->flip ? n : 1);
+        if (a->kernel && c < a->dim) FN(pack_taps)(pass->taps + c / LANES * each, a->depthwise_weight, c, s, pass->flip);
+        if (c < n) FN(pack_weight)(pass->weight, a->pointwise_weight, c, n, k, pass->flip ? 1 : k, pass->flip ? n : 1);
     }
 }
 
@@ -87,7 +87,7 @@ static void FN(sum_gelu)(float *to, const T *y, long pixels, long dim) {
     store_f32(to + 2 * dim, second);
 }
 
-static void FN(mix_forward_work)(void *context, long begin, long end, long group) {
+static void FN(depthwise_forward_work)(void *context, long begin, long end, long group) {
     FN(pass) *pass = context;
     const layer *a = pass->a;
     const FN(shape) *s = &pass->shape;
@@ -99,7 +99,7 @@ static void FN(mix_forward_work)(void *context, long begin, long end, long group
         long b = task / slabs, slab = task % slabs, at = b * image * dim + slab * LANES;
         FN(fill_tile)(tile, (const T *)a->x + at, s, dim);
         const vf *taps = pass->taps + slab * s->kernel * s->taps * UNIT;
-        FN(convolve)(tile, taps, s, load_f32(a->mix_bias + slab * LANES), NULL, (T *)a->y + at, dim);
+        FN(convolve)(tile, taps, s, load_f32(a->depthwise_bias + slab * LANES), NULL, (T *)a->y + at, dim);
         if (!pass->partial) continue;
         FN(sum_gelu)(pass->partial + b * 3 * dim + slab * LANES, (const T *)a->y + at, image, dim);
     }
@@ -126,7 +126,7 @@ static void FN(normalise)(T *out, const T *u, const float *scale, const float *s
             STORE(out + p * dim + c, load_f32(scale + c) * FN(gelu)(LOAD(u + p * dim + c)) + load_f32(shift + c));
 }
 
-static void FN(lift_forward_work)(void *context, long begin, long end, long group) {
+static void FN(pointwise_forward_work)(void *context, long begin, long end, long group) {
     FN(pass) *pass = context;
     const layer *a = pass->a;
     (void)group;
@@ -137,7 +137,7 @@ static void FN(lift_forward_work)(void *context, long begin, long end, long grou
         const T *x = (const T *)a->x + from * a->inputs, *y = a->kernel ? (const T *)a->y + from * a->inputs : NULL;
         T *u = (T *)a->u + from * a->dim;
         FN(make_z)(z, x, y, pass->scale1, pass->shift1, rows, a->inputs);
-        FN(product)(z, rows, a->inputs / UNIT, pass->weight, a->lift_bias, u, a->dim);
+        FN(product)(z, rows, a->inputs / UNIT, pass->weight, a->pointwise_bias, u, a->dim);
         for (long c = 0; c < a->dim && pass->partial; c += LANES)
             FN(sum_gelu)(pass->partial + panel * 3 * a->dim + c, u + c, rows, a->dim);
     }
@@ -168,16 +168,16 @@ static void FN(evaluate_work)(void *context, long begin, long end, long group) {
             layer one = *a;
             one.y = y;
             one.x = (char *)a->x + start * a->inputs * sizeof(T);
-            FN(pass) mix = *pass;
-            mix.a = &one;
-            mix.partial = NULL;
-            FN(mix_forward_work)(&mix, 0, a->dim / LANES, group);
+            FN(pass) half = *pass;
+            half.a = &one;
+            half.partial = NULL;
+            FN(depthwise_forward_work)(&half, 0, a->dim / LANES, group);
         }
         for (long from = start; from < stop; from += PANEL) {
             long rows = least(PANEL, stop - from);
             const T *yy = y ? y + (from - start) * a->inputs : NULL;
             FN(make_z)(z, (const T *)a->x + from * a->inputs, yy, pass->scale1, pass->shift1, rows, a->inputs);
-            FN(product)(z, rows, a->inputs / UNIT, pass->weight, a->lift_bias, u, a->dim);
+            FN(product)(z, rows, a->inputs / UNIT, pass->weight, a->pointwise_bias, u, a->dim);
             FN(normalise)((T *)a->out + from * a->dim, u, pass->scale2, pass->shift2, rows, a->dim);
         }
     }
@@ -210,12 +210,12 @@ void FN(layers_forward)(const layer *a) {
     }
     if (a->kernel) {
         pass.partial = a->norm1.batch ? partial : NULL;
-        parallel(FN(mix_forward_work), &pass, a->batch * (dim / LANES), 0, threads);
+        parallel(FN(depthwise_forward_work), &pass, a->batch * (dim / LANES), 0, threads);
         if (a->norm1.batch) statistics(&a->norm1, partial, a->batch, image, pass.pixels, dim);
         affine_of(&a->norm1, dim, pass.scale1, pass.shift1);
     }
     pass.partial = a->norm2.batch ? partial : NULL;
-    parallel(FN(lift_forward_work), &pass, pass.panels, 0, threads);
+    parallel(FN(pointwise_forward_work), &pass, pass.panels, 0, threads);
     if (a->norm2.batch) statistics(&a->norm2, partial, pass.panels, PANEL, pass.pixels, dim);
     affine_of(&a->norm2, dim, pass.scale2, pass.shift2);
     parallel(FN(normalise_work), &pass, pass.panels, 0, threads);
@@ -275,7 +275,7 @@ static void FN(sum_products)(float *plain, float *times, const T *d, const T *in
 }
 
 // Pass 2: du, then dz = du W, and what a panel adds to the gradients of W, its bias and the first BatchNorm.
-static void FN(lift_backward_work)(void *context, long begin, long end, long group) {
+static void FN(pointwise_backward_work)(void *context, long begin, long end, long group) {
     FN(pass) *pass = context;
     const layer *a = pass->a;
     long dim = a->dim, in = a->inputs;
@@ -343,7 +343,7 @@ static vf FN(fill_dy)(vf *tile, vf *even, vf *odd, long dy_row, const T *dz, con
 }
 
 // Pass 3: dy, then dx = its convolution with the flipped kernel + dz, and the gradients of the kernel and its bias.
-static void FN(mix_backward_work)(void *context, long begin, long end, long group) {
+static void FN(depthwise_backward_work)(void *context, long begin, long end, long group) {
     enum { GUARD = 2 };  // rows of zeros above and below dy
     FN(pass) *pass = context;
     const layer *a = pass->a;
@@ -381,8 +381,8 @@ void FN(layers_backward)(const layer *a) {
 
     long chunks = most(a->batch, pass.panels);
     size_t taps = dim * a->kernel * s->taps * UNIT * sizeof(float), weight = dim * in * sizeof(float);
-    size_t groups = sum_groups(threads), lift_sums = groups * weight, mix_sums = groups * dim * kk * sizeof(float);
-    size_t sums = (size_t)most((long)lift_sums, (long)mix_sums);
+    size_t groups = sum_groups(threads), pointwise_sums = groups * weight, depthwise_sums = groups * dim * kk * sizeof(float);
+    size_t sums = (size_t)most((long)pointwise_sums, (long)depthwise_sums);
     char *memory = scratch(0, taps + weight + sums + (5 + 3 * chunks) * dim * sizeof(float));
     pass.flip = 1;
     pass.taps = (vf *)memory;
@@ -401,18 +401,18 @@ void FN(layers_backward)(const layer *a) {
     add_up(pass.partial + dim, pass.panels, 2 * dim, dim, a->norm2.d_weight, threads);
     backward_of(&a->norm2, dim, pass.pixels, pass.coef);
 
-    parallel(FN(lift_backward_work), &pass, pass.panels, groups, threads);
-    add_up(pass.partial, pass.panels, 3 * dim, dim, a->d_lift_bias, threads);
-    add_up(pass.sums, groups, dim * in, dim * in, a->d_lift_weight, threads);
+    parallel(FN(pointwise_backward_work), &pass, pass.panels, groups, threads);
+    add_up(pass.partial, pass.panels, 3 * dim, dim, a->d_pointwise_bias, threads);
+    add_up(pass.sums, groups, dim * in, dim * in, a->d_pointwise_weight, threads);
     if (!a->kernel) return;
     add_up(pass.partial + dim, pass.panels, 3 * dim, dim, a->norm1.d_bias, threads);
     add_up(pass.partial + 2 * dim, pass.panels, 3 * dim, dim, a->norm1.d_weight, threads);
     backward_of(&a->norm1, dim, pass.pixels, pass.coef);
 
-    parallel(FN(mix_backward_work), &pass, a->batch * (dim / LANES), groups, threads);
-    add_up(pass.partial, a->batch, dim, dim, a->d_mix_bias, threads);
+    parallel(FN(depthwise_backward_work), &pass, a->batch * (dim / LANES), groups, threads);
+    add_up(pass.partial, a->batch, dim, dim, a->d_depthwise_bias, threads);
     add_up(pass.sums, groups, dim * kk, dim * kk, pass.sums, threads);
     for (long c = 0; c < dim; c++)
         for (long i = 0; i < kk; i++)
-            a->d_mix_weight[c * kk + i] = pass.sums[(c / LANES * kk + i) * LANES + c % LANES];
+            a->d_depthwise_weight[c * kk + i] = pass.sums[(c / LANES * kk + i) * LANES + c % LANES];
 }
