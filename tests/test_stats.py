@@ -18,6 +18,14 @@ def test_mean_is_students_interval():
     assert result == (5, pytest.approx(np.mean(values)), pytest.approx((high - low) / 2))
 
 
+def test_the_seeds_that_a_step_needs_find_it_as_often_as_they_should():
+    """By simulation: the t-test of that many seeds, and of one fewer."""
+    n = stats.seeds_for(0.5, 0.4, power=0.8)
+    draws = np.random.default_rng(0).normal(0.5, 0.4, (20_000, n))
+    found = [(scipy.stats.ttest_1samp(draws[:, :size], 0, axis=1).pvalue < 0.05).mean() for size in (n, n - 1)]
+    assert found[0] > 0.79 and found[1] < 0.81
+
+
 def test_one_seed_has_no_interval_and_none_no_mean():
     assert stats.mean([88.0])[:2] == (1, 88.0) and math.isnan(stats.mean([88.0]).half)
     assert stats.mean([]).n == 0 and math.isnan(stats.mean([]).mean)

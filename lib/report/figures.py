@@ -192,6 +192,34 @@ def speed(bench: dict | None) -> Figure | None:
     return _described(figure, f"Images a second in training with the native layers: {'; '.join(told)}.")
 
 
+@_styled
+def gap(table: pd.DataFrame) -> Figure | None:
+    """From the paper's accuracy at p=4 to the original's, a bar for each change: the table of lib/report/gap.py."""
+    if table["step"].isna().all():
+        return None
+    figure, (axes,) = _new(0.66 * len(table) + 0.5)
+    told = []
+    across = axes.get_yaxis_transform()
+    for i, row in enumerate(table.itertuples()):
+        axes.text(0, i - 0.3, row.change + (f" (n={row.n})" if row.study else ""), transform=across, fontsize=8.5)
+        if pd.isna(row.accuracy):
+            axes.text(0.5, i + 0.05, "no finished run", transform=across, ha="center", va="center", color=GREY)
+            continue
+        step = 0 if pd.isna(row.step) else row.step
+        axes.barh(i, step, left=row.accuracy - step, height=0.34, color=GREEN if step >= 0 else ORANGE, alpha=0.8)
+        axes.errorbar(row.accuracy, i, xerr=row.half, fmt="o", color=BLUE, capsize=4, markersize=5)
+        text = f"{row.accuracy:.2f}" + (f" ({_signed(step)})" if step else "")
+        axes.annotate(text, (row.accuracy, i + 0.36), ha="center", va="center", fontsize=8)
+        told.append(f"{row.change}: {text} %")
+    axes.set(ylim=(len(table) - 0.4, -0.6), yticks=[], xlabel="test accuracy at k=9, p=4 (%)")
+    axes.set_xlim(table["accuracy"].min() - 1.2, table["accuracy"].max() + 1.2)
+    return _described(figure, f"The gap at p=4, level by level. {'; '.join(told)}.")
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.2f}".replace("-", "−")
+
+
 def _ablation(runs: pd.DataFrame, table: pd.DataFrame, what: str) -> Figure:
     """Above, accuracies as they are; below, each series as its change from one level, since they differ in height."""
     figure, (above, below) = _new(5.6, rows=2, sharex=True)

@@ -83,6 +83,17 @@ def paired(first: dict, second: dict) -> Paired:
     return Paired(n, average, half, float(flip.pvalue), 2.0 ** (1 - n))
 
 
+def seeds_for(step: float, spread: float, power: float = 0.8) -> int:
+    """Paired seeds with which a two-sided t-test at 5 % finds a true difference `step` with this power.
+
+    spread: the standard deviation of the paired differences, in the same unit.
+    """
+    for n in itertools.count(2):
+        limit = scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1)
+        if scipy.stats.nct.sf(limit, n - 1, abs(step) / spread * math.sqrt(n)) >= power:
+            return n
+
+
 def trend(table) -> Trend:
     """Page's test that each row of `table` (seeds, levels) rises from left to right, against no order at all.
 

@@ -1,0 +1,384 @@
+"""The paper's claims, each with a rule that was stated before our runs, and the verdict that the records give.
+
+A rule says which study decides, by which measure, and what counts as support. A verdict is one of four words and is
+computed: supported, contradicted, not resolved (the interval at this n holds both answers) or not run. A difference
+over paired seeds has its 95 % interval; a difference of two single runs is judged against twice the standard deviation
+that seeds alone would give it.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from lib import records
+from lib import study as studies
+from lib.report import cells, published, stats
+from lib.report.columns import shows, words
+
+SUPPORTED, CONTRADICTED = "supported", "contradicted"
+NOT_RESOLVED, NOT_RUN = "not resolved", "not run"
+
+
+class Verdict(NamedTuple):
+    """What the records say of a claim: a word, and in a sentence the figures and n that it rests on."""
+
+    word: str
+    found: str
+
+
+class Claim(NamedTuple):
+    """A claim of the paper: in its own order, in our words."""
+
+    claim: str
+    where: str  # in the paper
+    rule: str
+    judge: Callable[["Evidence"], Verdict]
+
+
+class Evidence:
+    """The runs and the bench that lie under reports/, read once."""
+
+    @functools.cache  # noqa: B019  lives as long as a report is built
+    def runs(self, study: str) -> pd.DataFrame:
+        """The runs of a study, as records.load gives them."""
+        return records.load(studies.load(study))
+
+    def accuracy(self, study: str, setting: str) -> dict[int, float]:
+        """Test accuracy (%) of a setting's finished runs, by seed."""
+        return cells.by_seed(self.runs(study), setting)
+
+    def records(self, study: str, setting: str) -> list[dict]:
+        """The records of a setting's finished runs."""
+        return list(cells.of_setting(self.runs(study), setting)["record"].dropna())
+
+    def noise(self) -> tuple[float, str]:
+        """Standard deviation (points) of the difference of two single runs of 256/8 that differ in their seed alone.
+
+        From the three seeds of the paper's p=4 where they are finished, before that from another network's.
+        """
+        seeds = list(self.accuracy("paper", "patch-4").values())
+        if len(seeds) >= 3:
+            return 2**0.5 * float(np.std(seeds, ddof=1)), f"{len(seeds)} seeds of `paper` at p=4"
+        return 2**0.5 * published.SEED_NOISE[16], "another network's seeds (Jordan, arXiv 2304.01910)"
+
+    @functools.cached_property
+    def bench(self) -> dict | None:
+        return records.read_bench()
+
+
+# ---- How a difference becomes a word ----
+
+
+def of_paired(difference: stats.Paired) -> str:
+    """supported if the whole interval lies above zero, contradicted if below."""
+    if difference.n == 0:
+        return NOT_RUN
+    if difference.n == 1 or abs(difference.mean) <= difference.half:
+        return NOT_RESOLVED
+    return SUPPORTED if difference.mean > 0 else CONTRADICTED
+
+
+def of_single(difference: float, evidence: Evidence) -> str:
+    """The same for one run against one other."""
+    if abs(difference) <= 2 * evidence.noise()[0]:
+        return NOT_RESOLVED
+    return SUPPORTED if difference > 0 else CONTRADICTED
+
+
+def of_all(verdicts: list[str]) -> str:
+    """Of a claim with several parts: contradicted by one part, supported by all."""
+    for word in (CONTRADICTED, NOT_RUN, NOT_RESOLVED):
+        if word in verdicts:
+            return word
+    return SUPPORTED
+
+
+def points(difference: stats.Paired | stats.Mean) -> str:
+    """+1.23 ± 0.45 points (n=5)."""
+    half = f" ± {difference.half:.2f}" if pd.notna(difference.half) else ""
+    return f"{signed(difference.mean)}{half} points (n={difference.n})"
+
+
+def signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def not_run(*what: str) -> Verdict:
+    return Verdict(NOT_RUN, f"It needs {' and '.join(what)}.")
+
+
+# ---- The claims ----
+
+
+def every_step(what: str, evidence: Evidence) -> Verdict:
+    """Each level of an ablation against the one before, in the study with five paired seeds."""
+    levels = published.KERNELS if what == "kernel" else published.PATCHES[::-1]
+    steps = [(f"{what}-{low}", f"{what}-{high}") for low, high in itertools.pairwise(levels)]
+    found = [stats.paired(*(evidence.accuracy("laptop", setting) for setting in step)) for step in steps]
+    if not all(step.n for step in found):
+        return not_run("every setting of `laptop`")
+    names = [f"{what[0]}={low}→{high}" for low, high in itertools.pairwise(levels)]
+    text = "; ".join(f"{name} {points(step)}" for name, step in zip(names, found, strict=True))
+    return Verdict(of_all([of_paired(step) for step in found]), f"{text}.")
+
+
+def first_step_gains_most(evidence: Evidence) -> Verdict:
+    by_seed = [evidence.accuracy("laptop", f"kernel-{kernel}") for kernel in published.KERNELS]
+    seeds = sorted(set.intersection(*map(set, by_seed)))
+    if not seeds:
+        return not_run("every kernel of `laptop`")
+    first, *others = [
+        {seed: after[seed] - before[seed] for seed in seeds} for before, after in itertools.pairwise(by_seed)
+    ]
+    leads = [stats.paired(other, first) for other in others]
+    text = "; ".join(
+        f"k=3→5 gains {points(lead)} more than k={low}→{high}"
+        for lead, (low, high) in zip(leads, itertools.pairwise(published.KERNELS[1:]), strict=True)
+    )
+    return Verdict(of_all([of_paired(lead) for lead in leads]), f"{text}.")
+
+
+def size_of_the_kernel_gain(evidence: Evidence) -> Verdict:
+    small, large = (list(evidence.accuracy("paper", f"kernel-{kernel}").values()) for kernel in (3, 9))
+    if not small or not large:
+        return not_run("k=3 and k=9 of `paper`")
+    claimed = published.KERNEL[-1].accuracy - published.KERNEL[0].accuracy
+    ours, (noise, source) = np.mean(large) - np.mean(small), evidence.noise()
+    n = min(len(small), len(large))
+    word = SUPPORTED if abs(ours - claimed) <= 2 * noise else CONTRADICTED
+    return Verdict(
+        word, f"{signed(ours)} points (n={n}) against {signed(claimed)}; seeds alone: {noise:.2f} ({source})."
+    )
+
+
+def baseline_accuracy(evidence: Evidence) -> Verdict:
+    ours = list(evidence.accuracy("paper", cells.baseline_setting(evidence.runs("paper"))).values())
+    if not ours:
+        return not_run("k=9, p=1 of `paper`")
+    noise, source = evidence.noise()
+    gap = np.mean(ours) - published.BASELINE.accuracy
+    word = SUPPORTED if abs(gap) <= 2 * noise else CONTRADICTED
+    return Verdict(
+        word, f"{np.mean(ours):.2f} % (n={len(ours)}), {signed(gap)} points; seeds alone: {noise:.2f} ({source})."
+    )
+
+
+def cost_of_small_patches(evidence: Evidence) -> Verdict:
+    networks = networks_of(evidence)
+    pair = [networks.get((9, patch)) for patch in (4, 1)]
+    if None in pair:
+        return not_run("`make bench`")
+    (cheap, _, less), (dear, _, more) = pair
+    macs = published.MEGA_MACS[9, 1] / published.MEGA_MACS[9, 4]
+    word = SUPPORTED if dear < cheap and more > less else CONTRADICTED
+    return Verdict(
+        word,
+        f"p=1 against p=4: {macs:.0f} times the multiply-accumulates, {more / less:.1f} times the memory, "
+        f"{dear / cheap:.2f} times the images/s (PyTorch's defaults, {evidence.bench['environment']['cpu']}).",
+    )
+
+
+def throughput_falls(evidence: Evidence) -> Verdict:
+    networks = networks_of(evidence)
+    pair = [networks.get((kernel, 1)) for kernel in (3, 9)]
+    if None in pair:
+        return not_run("`make bench`")
+    (small, small_turns, _), (large, large_turns, _) = pair
+    apart = np.percentile(large_turns, 75) < np.percentile(small_turns, 25)
+    word = NOT_RESOLVED if not apart else SUPPORTED if large < 0.9 * small else CONTRADICTED
+    return Verdict(
+        word,
+        f"k=9 trains {large / small:.2f} times the images/s of k=3 (PyTorch's defaults, "
+        f"{evidence.bench['environment']['cpu']}; the paper's GPU was not at hand).",
+    )
+
+
+def networks_of(evidence: Evidence) -> dict[tuple[int, int], tuple[float, list[float], float]]:
+    """Of each network of 256/8 that was measured with PyTorch's defaults: images/s, its turns and MB, by (k, p)."""
+    found = {}
+    for network in (evidence.bench or {"networks": []})["networks"]:
+        plain = network["variants"].get("PyTorch, defaults", {})
+        if (network["dim"], network["depth"]) == published.NETWORK and "images_per_second" in plain:
+            speed = plain["images_per_second"]
+            found[network["kernel"], network["patch"]] = speed, plain.get("turns") or [speed], plain["peak_memory_mb"]
+    return found
+
+
+def parameters_grow_modestly(evidence: Evidence) -> Verdict:
+    small, large = published.PARAMETERS[3, 1], published.PARAMETERS[9, 1]
+    word = SUPPORTED if large < 1.5 * small else CONTRADICTED
+    return Verdict(word, f"{small:,} at k=3, {large:,} at k=9: {large / small:.2f} times.")
+
+
+def compromise(evidence: Evidence) -> Verdict:
+    runs = evidence.runs("laptop")
+    names = [*(f"kernel-{kernel}" for kernel in published.KERNELS), "patch-4"]
+    middle = evidence.accuracy("laptop", "patch-2")
+    others = {name: evidence.accuracy("laptop", name) for name in names}
+    if not middle or not all(others.values()):
+        return not_run("every setting of `laptop`")
+    speed = {name: cells.of_setting(runs, name)["images_per_second"].mean() for name in (*names, "patch-2")}
+    better, worse = [], []
+    for name in names:
+        difference = stats.paired(others[name], middle)
+        word = of_paired(difference)
+        if speed[name] > speed["patch-2"]:
+            # A faster setting must not be as accurate.
+            (better if word == SUPPORTED else worse).append((name, word, difference))
+    failed = [name for name, word, _ in worse if word == CONTRADICTED]
+    word = CONTRADICTED if failed else NOT_RESOLVED if worse else SUPPORTED
+    text = "; ".join(f"{points(difference)} over {name}, which is faster" for name, _, difference in better + worse)
+    slower = [name for name in names if speed[name] <= speed["patch-2"]]
+    gains = [stats.paired(middle, others[name]) for name in slower]
+    most = max(gains, key=lambda gain: gain.mean)
+    cost = speed["patch-2"] / min(speed[name] for name in slower)
+    return Verdict(
+        word,
+        f"p=2: {text}; the slower settings gain {signed(most.mean)} points at most, for up to {cost:.1f} times the "
+        "time.",
+    )
+
+
+def ranks_as_the_original(evidence: Evidence) -> Verdict:
+    settings = {f"kernel-{kernel}": (kernel, 1) for kernel in published.KERNELS} | {
+        "patch-2": (9, 2),
+        "patch-4": (9, 4),
+    }
+    accuracy = {name: evidence.accuracy("laptop", name) for name in settings}
+    if not all(accuracy.values()):
+        return not_run("every setting of `laptop`")
+    alike, against, open_pairs = [], [], 0
+    for one, other in itertools.combinations(settings, 2):
+        theirs = published.original(*settings[other]).accuracy - published.original(*settings[one]).accuracy
+        difference = stats.paired(accuracy[one], accuracy[other])
+        word = of_paired(difference)
+        if word == NOT_RESOLVED:
+            open_pairs += 1
+        else:
+            (alike if (difference.mean > 0) == (theirs > 0) else against).append(f"{one} and {other}")
+    word = CONTRADICTED if against else NOT_RESOLVED if open_pairs else SUPPORTED
+    named = f" ({'; '.join(against)})" if against else ""
+    return Verdict(
+        word,
+        f"{len(alike)} pairs are ordered as in the original, {len(against)} the other way{named}, {open_pairs} are not "
+        "resolved.",
+    )
+
+
+def best_learning_rate(evidence: Evidence) -> Verdict:
+    ends = {}
+    for setting in ("lr-1e-4", "lr-1e-3", "lr-1e-2"):
+        done = evidence.records("paper", setting)
+        if not done:
+            return not_run("the learning rates of `paper`")
+        ends[setting] = float(np.mean([record["history"][-1]["val_acc"] for record in done]))
+    lead = ends["lr-1e-3"] - max(value for name, value in ends.items() if name != "lr-1e-3")
+    text = ", ".join(f"{name[3:]}: {value:.2f} %" for name, value in ends.items())
+    return Verdict(
+        of_single(lead, evidence), f"{text} on validation images (n=1); 1e-3 leads by {signed(lead)} points."
+    )
+
+
+def epochs_explain_the_gap(evidence: Evidence) -> Verdict:
+    short, whole = (list(evidence.accuracy("original", setting).values()) for setting in ("cut-30", "patch-4"))
+    if not short or not whole:
+        return not_run("p=4 of `original`, whole and cut to 30 epochs")
+    gap = published.original(9, 4).accuracy - published.printed("patch-4").accuracy
+    gain, (noise, _) = np.mean(whole) - np.mean(short), evidence.noise()
+    word = NOT_RESOLVED if abs(gain - gap / 2) <= 2 * noise else SUPPORTED if gain > gap / 2 else CONTRADICTED
+    return Verdict(
+        word,
+        f"At p=4 the original's recipe gains {signed(gain)} points from 30 to {published.ORIGINAL_EPOCHS} epochs "
+        f"(n={min(len(short), len(whole))}), {gain / gap:.0%} of the gap of {gap:.2f}.",
+    )
+
+
+def selected_on_validation(evidence: Evidence) -> Verdict:
+    gaps = [published.printed(name).accuracy - last.accuracy for name, last in published.LAST_EPOCH.items()]
+    text = (
+        f"Its notebooks have no validation split and print the best test accuracy of any epoch, {min(gaps):.2f} to "
+        f"{max(gaps):.2f} points above the last epoch's."
+    )
+    done = evidence.records("as_run", "patch-4")
+    if done:
+        leak = stats.mean([max(e["test_acc"] for e in r["history"]) - r["last_test_acc"] for r in done])
+        text += f" Ours, run as they were at p=4: {points(leak)}."
+    return Verdict(CONTRADICTED, text)
+
+
+def slightly_lower(evidence: Evidence) -> Verdict:
+    gap, (noise, source) = published.original(9, 1).accuracy - published.BASELINE.accuracy, evidence.noise()
+    word = SUPPORTED if gap <= 2 * noise else CONTRADICTED
+    return Verdict(
+        word,
+        f"{gap:.2f} points, where seeds alone give a difference a deviation of {noise:.2f} ({source}).",
+    )
+
+
+def competitive_with_attention(evidence: Evidence) -> Verdict:
+    convmixer, vit = (evidence.accuracy("laptop", setting) for setting in ("patch-4", "vit"))
+    difference = stats.paired(vit, convmixer)
+    if not difference.n:
+        return not_run("`vit` and p=4 of `laptop`")
+    return Verdict(of_paired(difference), f"ConvMixer over ViT at p=4: {points(difference)}.")
+
+
+def ten_hours(evidence: Evidence) -> Verdict:
+    row = published.COMPUTE["kernel"]
+    each = row.hours / (row.epochs / published.EPOCHS)
+    return Verdict(CONTRADICTED, f"Table V has {row.hours:.1f} hours for four configurations: {each:.1f} each.")
+
+
+CLAIMS = (
+    Claim("ConvMixer-256/8 with k=9, p=1 reaches 88.94 %", "Table I",
+          "`paper`, k=9, p=1: within twice the seeds' deviation", baseline_accuracy),
+    Claim("accuracy rises with k at every step", "abstract, IV-B",
+          "`laptop`, paired seeds: each step's 95 % interval above zero", functools.partial(every_step, "kernel")),
+    Claim("the step from k=3 to k=5 gains most", "IV-B",
+          "`laptop`, paired seeds: it exceeds each other step by an interval above zero", first_step_gains_most),
+    Claim("k=9 gains up to 3.29 points over k=3", "abstract, Table II",
+          "`paper`: our gain within twice the seeds' deviation of theirs", size_of_the_kernel_gain),
+    Claim("smaller patches are better at every step", "abstract, IV-C",
+          "`laptop`, paired seeds: each step's 95 % interval above zero", functools.partial(every_step, "patch")),
+    Claim("small patches cost computation and memory", "IV-C, V",
+          "bench, PyTorch's defaults: p=1 slower and larger than p=4", cost_of_small_patches),
+    Claim("throughput falls noticeably with k", "V",
+          "bench, PyTorch's defaults: k=9 at most 0.9 times as fast as k=3, turns apart", throughput_falls),
+    Claim("parameters grow modestly with k", "II-A, V",
+          "less than 1.5 times from k=3 to k=9", parameters_grow_modestly),
+    Claim("p=2 is a reasonable compromise", "V",
+          "`laptop`: no faster setting is as accurate, by paired intervals", compromise),
+    Claim("the settings rank as in the original", "IV-D",
+          "`laptop`, paired seeds: every resolved pair in the original's order", ranks_as_the_original),
+    Claim("0.001 is the best learning rate", "III-C, Fig. 2",
+          "`paper`, k=7, p=4, validation: ahead by twice the seeds' deviation", best_learning_rate),
+    Claim("too few epochs explain most of the gap", "IV-D",
+          "`original` at p=4: 30 to 200 epochs gain more than half of the gap", epochs_explain_the_gap),
+    Claim("the best checkpoint is chosen on validation", "III-C", "the paper's own notebooks", selected_on_validation),
+    Claim("accuracy is slightly lower than the original's", "IV-D",
+          "slightly: within twice the seeds' deviation", slightly_lower),
+    Claim("convolutions compete with attention", "V, VI",
+          "`laptop`, equal parameters, budget and seeds: ConvMixer's interval over a ViT above zero",
+          competitive_with_attention),
+    Claim("30 epochs took about ten hours a configuration", "IV-D", "its own Table V", ten_hours),
+)  # fmt: skip
+
+
+@shows(
+    words("claim", "the paper's claim"), words("where", "where", "short"), words("rule", "what decides"),
+    words("found", "found"), words("verdict", "verdict", "short"),
+)  # fmt: skip
+def ledger(evidence: Evidence) -> pd.DataFrame:
+    """Every claim with its rule, the figures and the verdict."""
+    rows = []
+    for claim in CLAIMS:
+        verdict = claim.judge(evidence)
+        rows.append({
+            "claim": claim.claim, "where": claim.where, "rule": claim.rule, "found": verdict.found,
+            "verdict": verdict.word,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
