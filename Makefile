@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DELETE_ON_ERROR:
-.PHONY: help setup data report runs status import bench test test-faults readme lab clean
+.PHONY: help setup data report runs status import bench verify test test-faults readme lab clean
 
 help:
 	@echo "make report [STUDY=quick] [JOBS=1]  train what is missing of a study, build reports/STUDY/index.html"
@@ -16,6 +16,7 @@ help:
 	@echo "make test                           the tests"
 	@echo "make test-faults                    kills, full disks, bad input: a line a fault; half an hour"
 	@echo "make bench                          how fast training is here, against plain PyTorch"
+	@echo "make verify                         do the published weights, records, tables and README agree? minutes"
 	@echo "make lab                            JupyterLab, with the right kernel"
 	@echo "make setup                          .venv with the pinned packages (the others do it when needed)"
 	@echo "make data                           fetch and verify CIFAR-10 (likewise)"
@@ -49,6 +50,9 @@ status: $(READY)
 
 import: $(READY)
 	@$(BIN)/python -m lib.runs.collect "$(FROM)"
+
+verify: $(READY) data
+	@$(BIN)/python -m lib.verify
 
 # Files side by side: most of a test of the whole pipeline is one core's imports.
 test: $(READY) data

@@ -1,7 +1,10 @@
 """A trained network to look into: its weights, what it sees, what it says of images."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
+import safetensors
 import safetensors.torch
 import torch
 from PIL import Image, ImageOps
@@ -29,8 +32,16 @@ def trained(study: str, name: str) -> tuple[dict, nn.Module]:
             f"move result.json away and `make runs STUDY={study}` trains the run again"
         )
     model = network(Params.of(**record["params"]))
-    model.load_state_dict(safetensors.torch.load_file(folder / records.WEIGHTS))
+    model.load_state_dict(load_weights(folder))
     return record, model.eval()
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The state dict that lies in a run's folder; RecordError if it cannot be read."""
+    try:
+        return safetensors.torch.load_file(folder / records.WEIGHTS)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise RecordError(f"{folder / records.WEIGHTS}: not readable ({error})") from None
 
 
 def look_inside(model: nn.Module, images: np.ndarray, std: str = "pixels") -> dict[str, np.ndarray]:
