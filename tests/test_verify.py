@@ -18,7 +18,7 @@ def run(tmp_path):
 
 def test_published_weights_classify_as_their_record_says(run, cifar):
     agrees, text = verify.weights(run, cifar)
-    assert agrees and "0 of 10000 images classified otherwise" in text or "another processor" in text
+    assert (agrees and "0 of 10000 images classified otherwise" in text) or "another processor" in text
 
 
 def test_weights_of_another_run_are_found(run, cifar):

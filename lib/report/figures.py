@@ -34,7 +34,7 @@ STYLE = {
 }  # fmt: skip
 
 
-def _styled(draw):
+def styled(draw):
     """Runs a drawing function under STYLE, whatever the reader's own matplotlib settings are."""
 
     @functools.wraps(draw)
@@ -45,7 +45,7 @@ def _styled(draw):
     return wrapped
 
 
-@_styled
+@styled
 def save(figure: Figure, kind: str) -> bytes:
     """The figure as `png` or `svg`; the same figure gives the same bytes, with no date and no version in them."""
     metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
@@ -54,7 +54,7 @@ def save(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-@_styled
+@styled
 def workflow(study: Study, runs: pd.DataFrame) -> Figure:
     """Fig. 1: the way from parameters and images to the page, with this study's own files and counts."""
     root, folder = studies.ROOT, records.study_folder(study.name)
@@ -86,10 +86,10 @@ def workflow(study: Study, runs: pd.DataFrame) -> Figure:
         if i:
             arrow = {"arrowstyle": "-|>", "color": BLUE, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
             axes.annotate("", (1.2, -i - 0.12), (1.2, -i + 0.2), arrowprops=arrow)
-    return _described(figure, "Flow in one direction: " + ", then ".join(f"{n} ({'; '.join(t)})" for n, t in stages))
+    return described(figure, "Flow in one direction: " + ", then ".join(f"{n} ({'; '.join(t)})" for n, t in stages))
 
 
-@_styled
+@styled
 def learning_rates(runs: pd.DataFrame) -> Figure | None:
     """Fig. 2: validation accuracy (or what the study watches instead) by epoch, a line for each learning rate."""
     curves, table = tables.history(runs), tables.learning_rates(runs)
@@ -120,10 +120,10 @@ def learning_rates(runs: pd.DataFrame) -> Figure | None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _say_floor(axes)
     figure.legend(loc="outside upper center", ncols=1, title="learning rate")
-    return _described(figure, f"{images.capitalize()} accuracy by epoch for each learning rate: {'; '.join(told)}.")
+    return described(figure, f"{images.capitalize()} accuracy by epoch for each learning rate: {'; '.join(told)}.")
 
 
-@_styled
+@styled
 def baseline(runs: pd.DataFrame) -> Figure | None:
     """Fig. 3: loss and accuracy of the baseline by epoch, training and validation."""
     mine = cells.of_setting(runs, cells.baseline_setting(runs))
@@ -154,22 +154,22 @@ def baseline(runs: pd.DataFrame) -> Figure | None:
     told = [f"{name} {ends[key]:.1f} %" for name, key in (("training", "train_acc"), ("validation", "val_acc"))
             if pd.notna(ends.get(key))]  # fmt: skip
     text = f"Loss and accuracy by epoch over {curves['epoch'].max()} epochs and {curves['run'].nunique()} seed(s)"
-    return _described(figure, f"{text}; accuracy after the last: {', '.join(told)}.")
+    return described(figure, f"{text}; accuracy after the last: {', '.join(told)}.")
 
 
-@_styled
+@styled
 def kernel(runs: pd.DataFrame) -> Figure:
     """Fig. 4: test accuracy by kernel size, and what each size changes."""
     return _ablation(runs, tables.kernel(runs), "kernel")
 
 
-@_styled
+@styled
 def patch(runs: pd.DataFrame) -> Figure:
     """Fig. 5: test accuracy by patch size, and what each size changes."""
     return _ablation(runs, tables.patch(runs), "patch")
 
 
-@_styled
+@styled
 def speed(bench: dict | None) -> Figure | None:
     """What kernel and patch size cost, ConvMixer-256/8: images a second in training, and memory."""
     table = tables.speed(bench)
@@ -189,10 +189,10 @@ def speed(bench: dict | None) -> Figure | None:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, columnspacing=1.2)
     told = [f"k={row.kernel}, p={row.patch}: {row.native_images:.0f}" for row in table.itertuples()]
-    return _described(figure, f"Images a second in training with the native layers: {'; '.join(told)}.")
+    return described(figure, f"Images a second in training with the native layers: {'; '.join(told)}.")
 
 
-@_styled
+@styled
 def gap(table: pd.DataFrame) -> Figure | None:
     """From the paper's accuracy at p=4 to the original's, a bar for each change: the table of lib/report/gap.py."""
     if table["step"].isna().all():
@@ -213,7 +213,7 @@ def gap(table: pd.DataFrame) -> Figure | None:
         told.append(f"{row.change}: {text} %")
     axes.set(ylim=(len(table) - 0.4, -0.6), yticks=[], xlabel="test accuracy at k=9, p=4 (%)")
     axes.set_xlim(table["accuracy"].min() - 1.2, table["accuracy"].max() + 1.2)
-    return _described(figure, f"The gap at p=4, level by level. {'; '.join(told)}.")
+    return described(figure, f"The gap at p=4, level by level. {'; '.join(told)}.")
 
 
 def _signed(points: float) -> str:
@@ -245,7 +245,7 @@ def _ablation(runs: pd.DataFrame, table: pd.DataFrame, what: str) -> Figure:
     theirs = [f"{n} {row.paper:.2f} and {row.original:.2f} %" for n, row in zip(names, table.itertuples(), strict=True)
               if row.paper > 0]  # fmt: skip
     text = f"Test accuracy by {what} size. Ours: {', '.join(ours)}. The paper and the original: "
-    return _described(figure, f"{text}{', '.join(theirs)}.")
+    return described(figure, f"{text}{', '.join(theirs)}.")
 
 
 def _points(axes, means: list[stats.Mean], seeds: list[dict], label: str | None) -> None:
@@ -287,6 +287,6 @@ def _count(things, word: str) -> str:
     return f"{len(things)} {word}" + ("" if len(things) == 1 else "s")
 
 
-def _described(figure: Figure, text: str) -> Figure:
+def described(figure: Figure, text: str) -> Figure:
     figure.set_label(text)
     return figure

@@ -30,7 +30,7 @@ def curves(record: dict) -> Figure:
     history = pd.DataFrame(record["history"])
     figure = Figure((8, 3), layout="constrained")
     for axes, what, unit in zip(figure.subplots(1, 2), ("loss", "acc"), ("loss", "accuracy (%)"), strict=True):
-        for part, name, look in (("train", "training", figures.STUDY), ("val", "validation", figures.OURS)):
+        for part, name, look in (("train", "training", figures.PAPER), ("val", "validation", figures.OURS)):
             axes.plot(history["epoch"], history[f"{part}_{what}"].astype(float), label=name, **look)
         axes.set(xlabel="epoch", ylabel=unit)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

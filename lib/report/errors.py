@@ -1,0 +1,159 @@
+"""Where networks err, from the test logits that every run leaves: classes, confusion, calibration and agreement."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from lib import records
+from lib.records import CLASSES
+from lib.report.columns import SETTING, N, number, shows, words
+from lib.report.figures import BLUE, GREY, WIDTH, described, styled
+
+BINS = 15  # of confidence, for the expected calibration error
+
+
+def outputs(runs: pd.DataFrame) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """Probabilities (10000, 10) and labels (10000,) of the finished seeds of each setting; a run counts once.
+
+    The learning-rate sweep is left out: most of its rates are no good.
+    """
+    found: dict[str, list] = {}
+    for row in runs[runs["status"] == "done"].itertuples():
+        if row.settings[0].startswith("lr-"):
+            continue
+        try:
+            arrays = records.read_arrays(row.record)
+        except records.RecordError:  # the table of all runs says so
+            continue
+        found.setdefault(row.settings[0], []).append((softmax(arrays["logits"]), arrays["labels"]))
+    return found
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (N, classes) from logits of any float type."""
+    values = logits.astype(np.float64)
+    values = np.exp(values - values.max(1, keepdims=True))
+    return values / values.sum(1, keepdims=True)
+
+
+@shows(
+    words("class", "class", "short"), number("mean", "all settings (%)"), words("best", "best setting"),
+    number("best_accuracy", "there (%)"), words("worst", "worst setting"), number("worst_accuracy", "there (%)"),
+)  # fmt: skip
+def by_class(runs: pd.DataFrame) -> pd.DataFrame:
+    """Test accuracy of each class: over all settings, and in the settings that know it best and worst (seed means)."""
+    accuracy: dict[str, dict[str, float]] = {}
+    for setting, seeds in outputs(runs).items():
+        for number_, name in enumerate(CLASSES):
+            shares = [100 * float((p.argmax(1) == labels)[labels == number_].mean()) for p, labels in seeds]
+            accuracy.setdefault(name, {})[setting] = float(np.mean(shares))
+    rows = []
+    for name, values in accuracy.items():
+        best, worst = max(values, key=values.get), min(values, key=values.get)
+        rows.append({
+            "class": name, "mean": float(np.mean(list(values.values()))), "best": best, "best_accuracy": values[best],
+            "worst": worst, "worst_accuracy": values[worst],
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@shows(
+    SETTING, number("confidence", "mean confidence (%)"), number("accuracy", "accuracy (%)"),
+    number("error", "expected calibration error (points)"), N,
+)  # fmt: skip
+def calibration(runs: pd.DataFrame) -> pd.DataFrame:
+    """How well confidence agrees with accuracy, by setting: see calibration_of; means over seeds."""
+    rows = []
+    for setting, seeds in outputs(runs).items():
+        found = [calibration_of(p, labels) for p, labels in seeds]
+        means = [float(np.mean(values)) for values in zip(*found, strict=True)]
+        named = dict(zip(("confidence", "accuracy", "error"), means, strict=True))
+        rows.append({"setting": setting, **named, "n": len(found)})
+    return pd.DataFrame(rows)
+
+
+def calibration_of(chances: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
+    """Mean confidence (%), accuracy (%) and expected calibration error (points) of one network.
+
+    The error is the mean gap between the two over BINS equal bins of confidence (Guo et al., arXiv 1706.04599).
+    """
+    confidence, right = chances.max(1), chances.argmax(1) == labels
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = [abs(right[place == b].sum() - confidence[place == b].sum()) for b in range(BINS)]
+    return 100 * float(confidence.mean()), 100 * float(right.mean()), 100 * float(sum(gaps)) / len(labels)
+
+
+@styled
+def confusion(runs: pd.DataFrame, setting: str | None = None) -> Figure | None:
+    """What true classes (rows) are taken for (columns), in per cent of the row, over the seeds of the best setting."""
+    found = outputs(runs)
+    if not found:
+        return None
+    accuracy = {name: np.mean([(p.argmax(1) == labels).mean() for p, labels in seeds]) for name, seeds in found.items()}
+    setting = setting or max(accuracy, key=accuracy.get)
+    counts = np.zeros((10, 10))
+    for chances, labels in found[setting]:
+        np.add.at(counts, (labels, chances.argmax(1)), 1)
+    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure = Figure((WIDTH, 4.6), layout="constrained")
+    axes = figure.subplots()
+    look = {"annot": True, "fmt": ".0f", "annot_kws": {"fontsize": 8}, "cmap": "Blues", "cbar": False, "square": True}
+    sns.heatmap(shares, ax=axes, vmin=0, vmax=100, **look)
+    axes.set(xlabel="taken for", ylabel="true class", xticklabels=CLASSES, yticklabels=CLASSES)
+    axes.tick_params(axis="x", rotation=60, labelsize=9)
+    axes.tick_params(axis="y", rotation=0, labelsize=9)
+    off = shares - np.diag(np.diag(shares))
+    true, said = np.unravel_index(off.argmax(), off.shape)
+    most = f"most often {CLASSES[true]} is taken for {CLASSES[said]} ({off.max():.0f} %)"
+    return described(figure, f"Confusion of {setting} (n={len(found[setting])}): {most}.")
+
+
+@styled
+def agreement(runs: pd.DataFrame) -> Figure | None:
+    """How often two networks say the same class: between seeds of one setting, and between settings."""
+    found = {name: [p.argmax(1) for p, _ in seeds] for name, seeds in outputs(runs).items()}
+    if len(found) < 2:
+        return None
+    names = list(found)
+    shares = np.full((len(names), len(names)), np.nan)
+    for (i, one), (j, other) in itertools.product(enumerate(names), repeat=2):
+        pairs = [
+            (a == b).mean()
+            for x, a in enumerate(found[one]) for y, b in enumerate(found[other]) if i != j or x != y
+        ]  # fmt: skip
+        shares[i, j] = 100 * np.mean(pairs) if pairs else np.nan
+    figure = Figure((WIDTH, 0.38 * len(names) + 1.3), layout="constrained")
+    axes = figure.subplots()
+    sns.heatmap(shares, ax=axes, annot=True, fmt=".0f", annot_kws={"fontsize": 8}, cmap="Greens", cbar=False)
+    axes.set(xticklabels=names, yticklabels=names)
+    axes.tick_params(axis="x", rotation=60, labelsize=8)
+    axes.tick_params(axis="y", rotation=0, labelsize=8)
+    seeds, settings = np.nanmean(np.diag(shares)), np.nanmean(shares[~np.eye(len(names), dtype=bool)])
+    text = f"{settings:.0f} % of test images between settings"
+    text += f", {seeds:.0f} % between seeds of one setting" if not np.isnan(seeds) else ""
+    return described(figure, f"Two networks agree on {text}.")
+
+
+@styled
+def reliability(runs: pd.DataFrame) -> Figure | None:
+    """Accuracy by confidence, a line for each setting; on the diagonal a network is as often right as it says."""
+    found = outputs(runs)
+    if not found:
+        return None
+    figure = Figure((WIDTH, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 100], [0, 100], color=GREY, linewidth=0.8, linestyle="--")
+    for seeds in found.values():
+        chances, labels = (np.concatenate(parts) for parts in zip(*seeds, strict=True))
+        confidence, right = chances.max(1), chances.argmax(1) == labels
+        place = np.minimum((confidence * 10).astype(int), 9)
+        bins = [b for b in range(10) if (place == b).sum() >= 50]
+        points = [(100 * confidence[place == b].mean(), 100 * right[place == b].mean()) for b in bins]
+        axes.plot(*zip(*points, strict=True), color=BLUE, alpha=0.45, marker="o", markersize=3, linewidth=1)
+    axes.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100))
+    gap = (calibration(runs)["confidence"] - calibration(runs)["accuracy"]).mean()
+    text = f"on average {abs(gap):.1f} points {'more' if gap > 0 else 'less'} confident than right"
+    return described(figure, f"Accuracy by confidence of {len(found)} settings: {text}.")

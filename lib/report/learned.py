@@ -1,0 +1,158 @@
+"""What trained networks look like inside, from the small arrays that every run leaves (see explore.look_inside).
+
+The drawing functions take {label: arrays}, so a notebook can draw one network and the report one of each setting.
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import SymLogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from lib import records
+from lib.params import IMAGE
+from lib.report import cells
+from lib.report.columns import number, shows, words
+from lib.report.figures import WIDTH, described, styled
+
+TILES = 64  # filters of a patch embedding that are shown, the largest first
+CHANNELS = 9  # depthwise kernels of a block that are shown, the largest first
+
+
+def networks(runs: pd.DataFrame, what: str) -> dict[str, dict]:
+    """The arrays of the first finished seed of each setting of an ablation, by label (k=3, p=2), with its record."""
+    found = {}
+    for setting in cells.ablation(runs, what):
+        rows = cells.of_setting(runs, setting)
+        done = rows[rows["status"] == "done"]
+        if len(done):
+            record = done.iloc[0]["record"]
+            label = f"{what[0]}={cells.size(setting):.0f}"
+            try:
+                found[label] = {**records.read_arrays(record), "record": record}
+            except records.RecordError:  # a table of the page says what is wrong with it
+                continue
+    return found
+
+
+@styled
+def patch_embeddings(found: dict[str, dict]) -> Figure | None:
+    """The filters that turn patches into channels, as coloured tiles: a row of tiles for each network."""
+    found = {label: arrays for label, arrays in found.items() if "patch_embedding" in arrays}
+    if not found:
+        return None
+    figure = Figure((WIDTH, 1.5 * len(found) + 0.1), layout="constrained")
+    for axes, (label, arrays) in zip(figure.subplots(len(found), 1, squeeze=False)[:, 0], found.items(), strict=True):
+        filters = arrays["patch_embedding"].astype(np.float32)  # (h, 3, p, p)
+        order = np.argsort(-np.square(filters).sum((1, 2, 3)), kind="stable")[:TILES]
+        size = np.abs(filters[order]).max((1, 2, 3), keepdims=True)
+        tiles = 0.5 + 0.5 * filters[order] / np.maximum(size, 1e-12)  # grey is no weight
+        axes.imshow(mosaic(tiles.transpose(0, 2, 3, 1), columns=16), interpolation="nearest")
+        axes.set_title(f"{label}: the {len(order)} largest of {len(filters)} filters", loc="left", fontsize=9)
+        axes.set_axis_off()
+    return described(figure, f"Filters of the patch embedding as colours, for {', '.join(found)}.")
+
+
+@styled
+def kernels(found: dict[str, dict]) -> Figure | None:
+    """Depthwise kernels, the largest of the first, the middle and the last block: a row for each network."""
+    found = {label: arrays for label, arrays in found.items() if "depthwise" in arrays}
+    if not found:
+        return None
+    columns = max(len(arrays["depthwise"]) for arrays in found.values())
+    figure = Figure((WIDTH, 1.75 * len(found)), layout="constrained")
+    grid = figure.subplots(len(found), columns, squeeze=False)
+    for row, (label, arrays) in zip(grid, found.items(), strict=True):
+        for axes in row:
+            axes.set_axis_off()
+        for axes, block, weights in zip(row, arrays["blocks"], arrays["depthwise"].astype(np.float32), strict=False):
+            order = np.argsort(-np.square(weights).sum((1, 2)), kind="stable")[:CHANNELS]
+            size = np.abs(weights[order]).max((1, 2), keepdims=True)
+            tiles = weights[order] / np.maximum(size, 1e-12)
+            axes.imshow(mosaic(tiles, columns=3, fill=np.nan), cmap="PuOr", vmin=-1, vmax=1, interpolation="nearest")
+            axes.set_title(f"{label}, block {block + 1}", fontsize=9)
+    return described(figure, f"Depthwise kernels by depth for {', '.join(found)}; orange is negative, purple positive.")
+
+
+@styled
+def receptive_fields(found: dict[str, dict]) -> Figure | None:
+    """Effective receptive fields as maps over the image, with the square that the kernels could reach at most."""
+    if not found:
+        return None
+    columns = min(4, len(found))
+    rows = math.ceil(len(found) / columns)
+    figure = Figure((WIDTH, 1.62 * rows * 4 / columns), layout="constrained")
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.set_axis_off()
+    told = []
+    for axes, (label, arrays) in zip(figure.axes, found.items(), strict=False):
+        field = arrays["receptive_field"]
+        scale = SymLogNorm(linthresh=1e-3, vmin=0, vmax=1)
+        axes.imshow(field / field.max(), cmap="viridis", norm=scale, interpolation="nearest")
+        side, theory = half_of(field), theoretical(arrays["record"]["params"])
+        middle = (IMAGE - 1) / 2
+        for width, color in ((min(theory, IMAGE - 0.5), "white"), (side, "#D55E00")):
+            corner = middle - width / 2, middle - width / 2
+            axes.add_patch(Rectangle(corner, width, width, fill=False, edgecolor=color, linewidth=1.2))
+        axes.set_title(f"{label}: {side} of {theory} px", fontsize=9)
+        told.append(f"{label}: half of the gradient within {side} pixels, {theory} in theory")
+    return described(figure, f"Effective receptive fields. {'; '.join(told)}.")
+
+
+@shows(
+    words("network", "network", "short"), number("theoretical", "could reach (px)", "{}"),
+    number("half", "half of the gradient within (px)", "{}"), number("most", "95 % within (px)", "{}"),
+    number("outside", "gradient beyond 17 px (%)", "{:.1f}"),
+)  # fmt: skip
+def reach(found: dict[str, dict]) -> pd.DataFrame:
+    """How far a network could see, and how far it looks: sides of centred squares that hold shares of the gradient.
+
+    17 pixels are what k=3 reaches at p=1 and depth 8.
+    """
+    rows = []
+    for label, arrays in found.items():
+        field = arrays["receptive_field"]
+        rows.append({
+            "network": label, "theoretical": theoretical(arrays["record"]["params"]), "half": half_of(field),
+            "most": half_of(field, 0.95), "outside": 100 * (1 - inside(field, 17)),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def theoretical(params: dict) -> int:
+    """The side (pixels) of the square that the last block's middle place can depend on: p (1 + d (k - 1))."""
+    return params["patch"] * (1 + params["depth"] * (params["kernel"] - 1))
+
+
+def inside(field: np.ndarray, side: int) -> float:
+    """The share of a field that lies in the centred square of `side` pixels."""
+    low = (IMAGE - side) // 2
+    return float(field[low : low + side, low : low + side].sum() / field.sum())
+
+
+def half_of(field: np.ndarray, share: float = 0.5) -> int:
+    """The side (pixels) of the smallest centred square that holds this share of a field."""
+    return next(side for side in range(1, IMAGE + 1) if inside(field, side) >= share or side == IMAGE)
+
+
+def mosaic(tiles: np.ndarray, columns: int, fill: float = 1.0) -> np.ndarray:
+    """Tiles (N, size, size, …) side by side with a line between them, `columns` in a row."""
+    rows, size = math.ceil(len(tiles) / columns), tiles.shape[1]
+    gap = max(1, size // 4)
+    sheet = np.full((rows * (size + gap) - gap, columns * (size + gap) - gap, *tiles.shape[3:]), fill, np.float32)
+    for i, tile in enumerate(tiles):
+        top, left = i // columns * (size + gap), i % columns * (size + gap)
+        sheet[top : top + size, left : left + size] = tile
+    return sheet
+
+
+def outline(found: dict[str, dict]) -> list[str]:
+    """How far the smallest and the largest kernel look, against how far they could."""
+    rows = reach(found).to_dict("records")
+    said = [
+        f"for {row['network']} half of it lies within {row['half']} of {row['theoretical']} pixels that it could reach"
+        for row in (rows[0], rows[-1])
+    ] if len(rows) > 1 else []  # fmt: skip
+    return [f"Of the gradient of the middle place's features, {' and '.join(said)} (one network each)."] if said else []
