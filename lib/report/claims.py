@@ -17,7 +17,7 @@ import pandas as pd
 from lib import records
 from lib import study as studies
 from lib.report import cells, published, stats
-from lib.report.columns import shows, words
+from lib.report.columns import shows, verdict, words
 
 SUPPORTED, CONTRADICTED = "supported", "contradicted"
 NOT_RESOLVED, NOT_RUN = "not resolved", "not run"
@@ -370,15 +370,22 @@ CLAIMS = (
 
 @shows(
     words("claim", "the paper's claim"), words("where", "where", "short"), words("rule", "what decides"),
-    words("found", "found"), words("verdict", "verdict", "short"),
+    words("found", "found"), verdict("verdict", "verdict"),
 )  # fmt: skip
 def ledger(evidence: Evidence) -> pd.DataFrame:
     """Every claim with its rule, the figures and the verdict."""
     rows = []
     for claim in CLAIMS:
-        verdict = claim.judge(evidence)
+        judged = claim.judge(evidence)
         rows.append({
-            "claim": claim.claim, "where": claim.where, "rule": claim.rule, "found": verdict.found,
-            "verdict": verdict.word,
+            "claim": claim.claim, "where": claim.where, "rule": claim.rule, "found": judged.found,
+            "verdict": judged.word,
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def tally(evidence: Evidence) -> list[str]:
+    """How many claims came out how, in a sentence."""
+    counts = ledger(evidence)["verdict"].value_counts()
+    words_ = [f"{counts[word]} {word}" for word in (SUPPORTED, CONTRADICTED, NOT_RESOLVED, NOT_RUN) if word in counts]
+    return [f"Of {len(CLAIMS)} claims of the paper, judged by all studies that are here: {', '.join(words_)}."]

@@ -71,6 +71,11 @@ def _status(row: dict) -> str:
 STATUS = Column("status", "status", _status, "words", optional=True)
 
 
+def verdict(name: str, heading: str) -> Column:
+    """One of the words of lib/report/claims.py, in its colour."""
+    return Column(name, heading, lambda row: row[name], "verdict")
+
+
 def shows(*columns: Column):
     """Gives a function that makes a table the columns that the page shows of it."""
 

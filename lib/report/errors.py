@@ -41,7 +41,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 @shows(
     words("class", "class", "short"), number("mean", "all settings (%)"), words("best", "best setting"),
-    number("best_accuracy", "there (%)"), words("worst", "worst setting"), number("worst_accuracy", "there (%)"),
+    number("best_accuracy", "best (%)"), words("worst", "worst setting"), number("worst_accuracy", "worst (%)"),
 )  # fmt: skip
 def by_class(runs: pd.DataFrame) -> pd.DataFrame:
     """Test accuracy of each class: over all settings, and in the settings that know it best and worst (seed means)."""

@@ -158,6 +158,25 @@ def baseline(runs: pd.DataFrame) -> Figure | None:
 
 
 @styled
+def both_ablations(runs: pd.DataFrame) -> Figure:
+    """The study at a glance: both ablations, levels above in small and changes from the first size below."""
+    figure = Figure((WIDTH, 4.6), layout="constrained")
+    grid = figure.subplots(2, 2, sharex="col", height_ratios=(1, 1.7))
+    told = []
+    for (above, below), what, table in zip(
+        grid.T, ("kernel", "patch"), (tables.kernel(runs), tables.patch(runs)), strict=True
+    ):
+        _levels_and_changes(above, below, runs, table, what)
+        ours = [f"{what[0]}={row[what]:.0f} {row['ours']:.2f} %" for _, row in table.iterrows() if row["n"]]
+        told.append(f"by {what} size, ours: {', '.join(ours) or 'no finished run'}")
+    grid[1, 0].set_ylabel("change from the first (points)")
+    for axes in grid[:, 1]:
+        axes.set_ylabel("")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, columnspacing=1.2)
+    return described(figure, f"Test accuracy {'; '.join(told)}; with the paper's and the original's.")
+
+
+@styled
 def kernel(runs: pd.DataFrame) -> Figure:
     """Fig. 4: test accuracy by kernel size, and what each size changes."""
     return _ablation(runs, tables.kernel(runs), "kernel")
@@ -223,6 +242,19 @@ def _signed(points: float) -> str:
 def _ablation(runs: pd.DataFrame, table: pd.DataFrame, what: str) -> Figure:
     """Above, accuracies as they are; below, each series as its change from one level, since they differ in height."""
     figure, (above, below) = _new(5.6, rows=2, sharex=True)
+    names = _levels_and_changes(above, below, runs, table, what)
+    _say_floor(above)
+    figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2)
+    ours = [f"{n} {row.ours:.2f} % (n={row.n})" if row.n else f"{n} {row.status}"
+            for n, row in zip(names, table.itertuples(), strict=True)]  # fmt: skip
+    theirs = [f"{n} {row.paper:.2f} and {row.original:.2f} %" for n, row in zip(names, table.itertuples(), strict=True)
+              if row.paper > 0]  # fmt: skip
+    text = f"Test accuracy by {what} size. Ours: {', '.join(ours)}. The paper and the original: "
+    return described(figure, f"{text}{', '.join(theirs)}.")
+
+
+def _levels_and_changes(above, below, runs: pd.DataFrame, table: pd.DataFrame, what: str) -> list[str]:
+    """Accuracies as they are on one axis, each series' change from the first size on the other; the sizes' names."""
     found = table.index[table["n"] > 0]
     first = found[0] if len(found) else 0
     seeds = [cells.by_seed(runs, setting) for setting in table["setting"]]
@@ -238,14 +270,7 @@ def _ablation(runs: pd.DataFrame, table: pd.DataFrame, what: str) -> Figure:
     below.set_xticks(table.index, [name + note for name, note in zip(names, empty, strict=True)])
     below.set(xlabel=f"{what} size", ylabel=f"change from {names[first]} (points)")
     above.set(ylabel="test accuracy (%)")
-    _say_floor(above)
-    figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2)
-    ours = [f"{n} {row.ours:.2f} % (n={row.n})" if row.n else f"{n} {row.status}"
-            for n, row in zip(names, table.itertuples(), strict=True)]  # fmt: skip
-    theirs = [f"{n} {row.paper:.2f} and {row.original:.2f} %" for n, row in zip(names, table.itertuples(), strict=True)
-              if row.paper > 0]  # fmt: skip
-    text = f"Test accuracy by {what} size. Ours: {', '.join(ours)}. The paper and the original: "
-    return described(figure, f"{text}{', '.join(theirs)}.")
+    return names
 
 
 def _points(axes, means: list[stats.Mean], seeds: list[dict], label: str | None) -> None:

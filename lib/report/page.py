@@ -8,6 +8,7 @@ The same records give the same bytes, so git shows a change only where a number 
 """
 
 import base64
+import re
 import sys
 from pathlib import Path
 
@@ -18,8 +19,12 @@ from lib.study import ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "summary.ipynb"
 PAGE, EXECUTED = "index.html", "summary.ipynb"
-HIDDEN = {"parameters", "injected-parameters"}  # tags of the cells that the page leaves out
-FOLDERS = {"text/csv": ("tables", "csv"), "image/png": ("figures", "png"), "image/svg+xml": ("figures", "svg")}
+HIDDEN = {"parameters", "injected-parameters", "hidden"}  # tags of the cells that the page leaves out
+CONTENTS = "<!-- contents -->"  # where the template wants them
+FOLDERS = {
+    "text/csv": ("tables", "csv"), "text/latex": ("tables", "tex"),
+    "image/png": ("figures", "png"), "image/svg+xml": ("figures", "svg"),
+}  # fmt: skip
 
 
 class ReportError(UserError):
@@ -72,7 +77,13 @@ def html(notebook, title: str) -> str:
     exporter = HTMLExporter(template_name="template", extra_template_basedirs=[str(NOTEBOOK.parent)])
     shown = [cell for cell in notebook.cells if not HIDDEN & set(cell.metadata.get("tags", []))]
     page, _ = exporter.from_notebook_node(nbformat.from_dict({**notebook, "cells": shown}), {"title": title})
-    return page
+    return page.replace(CONTENTS, contents(page), 1)
+
+
+def contents(page: str) -> str:
+    """The list of a page's sections, as links."""
+    sections = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', page)
+    return "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in sections)
 
 
 def save_files(notebook, folder: Path) -> list[Path]:

@@ -1,15 +1,18 @@
 """The sentences of the summary, each computed from the records: what changes in them changes in the text.
 
 A function returns a list of plain sentences (code between backticks) and none where there is nothing to say. Each
-number says its n; a direction is stated with what it takes to doubt it.
+number says its n, and each direction comes with its uncertainty.
 """
+
+import os
 
 import numpy as np
 import pandas as pd
 
+from lib import records
 from lib.params import TRAIN_IMAGES, Params
 from lib.report import cells, published, stats, tables
-from lib.study import Study, base_params
+from lib.study import ROOT, Study, base_params
 
 SHAPE = ("dim", "depth", "kernel", "patch")  # what makes a network
 # What else of a run is not its recipe.
@@ -21,6 +24,29 @@ CHOICE = {
     "best_test": "Reported are the weights of the epoch with the best test accuracy: a leak, as in the paper's "
     "notebooks, which makes every accuracy here too high.",
 }
+
+
+def origin(study: Study, runs: pd.DataFrame) -> tuple[str, dict[str, str]]:
+    """What a page is about, with links, and where it comes from: dates, commits, machines, licence, how to cite."""
+    text = (
+        "A reproduction of “ConvMixer Reproduction: Kernel and Patch Size Ablations on CIFAR-10” by Li, Lu and Liu "
+        "(here the paper; [its notebooks](https://github.com/LOOK4869/ConvMixer)), which varies kernel and patch size "
+        "in the network of [Patches Are All You Need?](https://arxiv.org/abs/2201.09792) by Trockman and Kolter (here "
+        "the original). Every number of ours is computed from the records of runs."
+    )
+    done = runs.loc[runs["status"] == "done", "record"]
+    here = records.study_folder(study.name)
+    link = {name: os.path.relpath(ROOT / name, here) for name in ("README.md", "CITATION.cff", "LICENSE")}
+    facts = {"study": f"`{study.name}`: {study.purpose}"}
+    if len(done):
+        days = sorted({record["finished"][:10] for record in done})
+        facts["runs"] = f"{len(done)} of {len(runs)}, finished {' to '.join(dict.fromkeys((days[0], days[-1])))}"
+        facts["commit"] = ", ".join(sorted({f"`{str(r['environment'].get('commit'))[:12]}`" for r in done}))
+        facts["machine"] = " and ".join(sorted({_machine(record["environment"]) for record in done}))
+    facts["source"] = (
+        f"[README]({link['README.md']}), [how to cite]({link['CITATION.cff']}), [MIT licence]({link['LICENSE']})"
+    )
+    return text, facts
 
 
 def short(study: Study, runs: pd.DataFrame) -> list[str]:

@@ -21,6 +21,14 @@ def say(*sentences: str) -> None:
         display({"text/html": f"<p>{_prose(' '.join(sentences))}</p>", "text/plain": "\n".join(sentences)}, raw=True)
 
 
+def masthead(text: str, facts: dict[str, str]) -> None:
+    """Displays what a page begins with: whose work it is about, and facts by name; both may hold [text](link)."""
+    rows = "".join(f"<dt>{html.escape(name)}</dt><dd>{_prose(value)}</dd>" for name, value in facts.items())
+    plain = "\n".join([text, *(f"{name}: {value}" for name, value in facts.items())])
+    markup = f'<header class="masthead"><p>{_prose(text)}</p><dl>{rows}</dl></header>'
+    display({"text/html": markup, "text/plain": plain}, raw=True)
+
+
 def listing(sentences) -> None:
     """Displays sentences as a list."""
     items = "".join(f"<li>{_prose(sentence)}</li>" for sentence in sentences)
@@ -33,7 +41,7 @@ def table(number: str, make, *data, caption: str) -> None:
     if frame.empty:
         return
     file = _file(number, make)
-    heading = _caption(number, caption, f"tables.{make.__name__}", [f"tables/{file}.csv"])
+    heading = _caption(number, caption, make, [f"tables/{file}.{kind}" for kind in ("csv", "tex")])
     label = html.escape(f"{number} {caption}".strip(), quote=True)
     markup = (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">{html_table(frame, make.columns)}</div>'
@@ -42,6 +50,7 @@ def table(number: str, make, *data, caption: str) -> None:
         "text/html": f'<figure class="table" id="{file}">{heading}{markup}</figure>',
         "text/plain": frame.to_string(),
         "text/csv": to_csv(frame),
+        "text/latex": to_latex(frame, make.columns),
     }
     display(bundle, metadata={"file": file}, raw=True)
 
@@ -56,7 +65,7 @@ def figure(number: str, draw, *data, caption: str, absent: str = "") -> None:
     file, (svg, png) = _file(number, draw), (figures.save(drawn, kind) for kind in ("svg", "png"))
     alt = html.escape(drawn.get_label(), quote=True)
     image = f'<img src="data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" alt="{alt}">'
-    below = _caption(number, caption, f"figures.{draw.__name__}", [f"figures/{file}.{kind}" for kind in ("png", "svg")])
+    below = _caption(number, caption, draw, [f"figures/{file}.{kind}" for kind in ("png", "svg")])
     bundle = {
         "text/html": f'<figure id="{file}">{image}{below}</figure>',
         "text/plain": drawn.get_label(),
@@ -73,15 +82,34 @@ def to_csv(frame: pd.DataFrame) -> str:
 
 def html_table(frame: pd.DataFrame, columns: tuple[Column, ...]) -> str:
     """A table as a person reads it: headings, rounded numbers, mean and half-interval in one cell, all escaped."""
+    shown = as_text(frame, columns)
+    kinds = [_kind(column) for column in columns if column.heading in shown]
+    names = zip(shown.columns, kinds, strict=True)
+    head = "".join(f'<th scope="col"{kind}>{html.escape(name)}</th>' for name, kind in names)
+    body = ""
+    for row, (first, *others) in zip(frame.to_dict("records"), shown.itertuples(index=False), strict=True):
+        cells = [f'<th scope="row"{kinds[0]}>{_prose(first)}</th>']
+        for text, kind in zip(others, kinds[1:], strict=True):
+            # A verdict has the colour of its word.
+            kind = kind.replace("verdict", f"verdict {text.replace(' ', '-')}")
+            cells.append(f"<td{kind}>{_prose(text)}</td>")
+        body += f"<tr{_unfinished(row)}>{''.join(cells)}</tr>"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def to_latex(frame: pd.DataFrame, columns: tuple[Column, ...]) -> str:
+    """The same table for a paper, with the lines of booktabs; \\usepackage{booktabs} in the preamble."""
+    plain = as_text(frame, columns).map(lambda text: text.replace("−", "-").replace("–", "--"))
+    return plain.to_latex(index=False, escape=True)
+
+
+def as_text(frame: pd.DataFrame, columns: tuple[Column, ...]) -> pd.DataFrame:
+    """The texts of the columns that have something to say, under their headings."""
     rows = frame.to_dict("records")
     texts = {column: [column.text(row) for row in rows] for column in columns}
     shown = [column for column in columns if not column.optional or any(t not in ("", "–") for t in texts[column])]
-    head = "".join(f'<th scope="col"{_kind(column)}>{html.escape(column.heading)}</th>' for column in shown)
-    body = ""
-    for i, row in enumerate(rows):
-        cells = "".join(f"<td{_kind(column)}>{html.escape(texts[column][i])}</td>" for column in shown)
-        body += f"<tr{_unfinished(row)}>{cells}</tr>"
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    table = pd.DataFrame({i: texts[column] for i, column in enumerate(shown)})
+    return table.set_axis([column.heading for column in shown], axis=1)
 
 
 def _unfinished(row: dict) -> str:
@@ -92,7 +120,8 @@ def _kind(column: Column) -> str:
     return "" if column.kind == "words" else f' class="{column.kind}"'
 
 
-def _caption(number: str, text: str, drawn_by: str, files: list[str]) -> str:
+def _caption(number: str, text: str, made_by, files: list[str]) -> str:
+    drawn_by = f"{made_by.__module__.rpartition('.')[2]}.{made_by.__name__}"
     links = " ".join(f'<a href="{path}">{path.rpartition(".")[2].upper()}</a>' for path in files)
     return (
         f"<figcaption><b>{html.escape(number)}.</b> {_prose(text)} "
@@ -107,5 +136,6 @@ def _file(number: str, make) -> str:
 
 
 def _prose(text: str) -> str:
-    """Escaped text, with `code` between backticks; a number stays on one line with its percent sign."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", re.sub(r"(?<=\d) %", "\u00a0%", html.escape(text)))
+    """Escaped text with `code` and [links](to); a number stays on one line with its percent sign."""
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", re.sub(r"(?<=\d) %", "\u00a0%", html.escape(text)))
+    return re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", r'<a href="\2">\1</a>', text)
