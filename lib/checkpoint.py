@@ -78,7 +78,7 @@ def _read(path: Path) -> dict:
     content = path.read_bytes()
     head = len(FORMAT)
     if not content.startswith(FORMAT):
-        raise CheckpointError(f"{path} is no checkpoint of this format")
+        raise CheckpointError(f"{path} is not a checkpoint of this format")
     digest, body = content[head : head + 32], content[head + 32 :]
     if hashlib.sha256(body).digest() != digest:
         raise CheckpointError(f"{path} is damaged (checksum)")

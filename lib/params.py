@@ -261,7 +261,7 @@ def _typed(name: str, kind: type, value):
 
 
 def _check(p: Params) -> None:
-    """Refuses what cannot be trained. Each message is one line: the parameter, its value, what is allowed."""
+    """Rejects invalid values and combinations. Each message is one line: the parameter, its value, what is allowed."""
 
     def need(holds: bool, name: str, allowed: str) -> None:
         if not holds:

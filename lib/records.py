@@ -163,7 +163,7 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _impossible(values: dict) -> str:
-    """What in a record of the right form cannot be, in words, or nothing."""
+    """Why a complete record is impossible (an accuracy of 120 %, say), or an empty text."""
     history = values["history"]
     if not history:
         return "history is empty"

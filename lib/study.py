@@ -154,7 +154,7 @@ def _comment(path: Path) -> str:
 
 
 def _kind(value) -> str:
-    return {type(None): "empty", list: "a list", dict: "a mapping with a name that is no text"}.get(
+    return {type(None): "empty", list: "a list", dict: "a mapping whose names are not all text"}.get(
         type(value), "a single value"
     )
 

@@ -297,7 +297,7 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
         state.memory = max(state.memory, peak_memory(device))
         state.save(folder, about)
         clock.saved = time.perf_counter()
-        clock.lap()  # writing is no training
+        clock.lap()  # the time of writing does not count as training
 
     model.train()
     while state.epoch < p.epochs:

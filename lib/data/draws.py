@@ -1,4 +1,4 @@
-"""Every random number of the data path, as a pure function of what it is for.
+"""Every random number of the data path, as a function of seed, epoch and purpose.
 
 A counter-based generator (Philox) is keyed by the seed and the epoch and counts from a place of its own for each
 purpose. So there is no random state to save, and nothing depends on workers, batch size or where a run stopped; and

@@ -48,7 +48,7 @@ def patch_embeddings(found: dict[str, dict]) -> Figure | None:
         filters = arrays["patch_embedding"].astype(np.float32)  # (h, 3, p, p)
         order = np.argsort(-np.square(filters).sum((1, 2, 3)), kind="stable")[:TILES]
         size = np.abs(filters[order]).max((1, 2, 3), keepdims=True)
-        tiles = 0.5 + 0.5 * filters[order] / np.maximum(size, 1e-12)  # grey is no weight
+        tiles = 0.5 + 0.5 * filters[order] / np.maximum(size, 1e-12)  # grey: a weight of zero
         axes.imshow(mosaic(tiles.transpose(0, 2, 3, 1), columns=16), interpolation="nearest")
         axes.set_title(f"{label}: the {len(order)} largest of {len(filters)} filters", loc="left", fontsize=9)
         axes.set_axis_off()

@@ -143,7 +143,7 @@ def mcnemar(first, second, labels) -> McNemar:
 def same_order(ours, theirs) -> tuple[int, int]:
     """How many pairs of levels are ordered alike in two equally long lists, and how many pairs there are.
 
-    A pair that either side ties is no pair.
+    A pair that is tied on either side is not counted.
     """
     pairs = list(itertools.combinations(zip(ours, theirs, strict=True), 2))
     signs = [np.sign(a[0] - b[0]) * np.sign(a[1] - b[1]) for a, b in pairs]
