@@ -3,6 +3,7 @@
 The defaults are those of the paper as it is written; everything else is an override in a YAML under params/.
 """
 
+import ast
 import dataclasses
 import difflib
 import hashlib
@@ -122,14 +123,12 @@ class Params:
 
     @classmethod
     def of_notebook(cls, namespace: dict) -> "Params":
-        """Parameters from a notebook's globals(). Any other number or text in it is taken for a misspelt one.
+        """Parameters from a notebook's globals(). A name that is none is an error if a parameters cell has set it.
 
-        A parameter's name counts whatever its value is. Lists and the like are not looked at: what later cells have
-        left there must not stop the first ones from being run again.
+        Other names are not looked at: later cells have theirs there too, as have startup files and editors.
         """
-        plain = (int, float, str, type(None))
-        names = [n for n, v in namespace.items() if n in TYPES or isinstance(v, plain)]
-        return cls.of(**{n: namespace[n] for n in names if not n.startswith("_") and not n.isupper()})
+        others = [n for n in _asked(namespace.get("In", ())) if n not in TYPES and not n.isupper()]  # PAPERMILL_...
+        return cls.of(**{n: namespace[n] for n in TYPES if n in namespace}, **dict.fromkeys(others))
 
     def replace(self, **values) -> "Params":
         """The same with other values, checked anew."""
@@ -218,6 +217,26 @@ def notebook_cell() -> str:
     first = next(i for i, line in enumerate(lines) if line.startswith("# "))
     last = max(i for i, line in enumerate(lines) if re.match(r"\w+: \w+ = ", line))
     return "\n".join(lines[first : last + 1])
+
+
+def assigned(source: str) -> list[str]:
+    """The names that a cell sets at its top level."""
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError):  # Jupyter's own, such as %matplotlib
+        return []
+    targets = [t for s in body for t in getattr(s, "targets", [getattr(s, "target", None)])]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _asked(cells: list[str]) -> list[str]:
+    """The names in a notebook's parameters cells: the last cell run most of whose names are some, and papermill's."""
+    asked = {}
+    for cell in cells:
+        names, by_papermill = assigned(cell), cell.startswith("# Parameters\n")
+        if by_papermill or 2 * sum(name in TYPES for name in names) > len(names):
+            asked[by_papermill] = names
+    return [name for names in asked.values() for name in names]
 
 
 def _unknown(name: str) -> str:
