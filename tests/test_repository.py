@@ -61,6 +61,7 @@ BELOW = {
     "params": (),
     "study": ("params",),
     "records": ("params", "study"),
+    "kernel": ("study",),
     "machine": ("study",),
     "model": ("params",),
     "native": ("params", "model"),
@@ -68,8 +69,8 @@ BELOW = {
     "checkpoint": ("params", "records"),
     "explore": ("params", "records", "model", "data"),
     "train": ("params", "records", "model", "data", "native", "checkpoint", "machine"),
-    "runs": ("params", "study", "records", "machine", "model", "data", "checkpoint", "explore", "train"),
-    "report": ("params", "study", "records"),
+    "runs": ("params", "study", "records", "kernel", "machine", "model", "data", "checkpoint", "explore", "train"),
+    "report": ("params", "study", "records", "kernel"),
     "bench": ("runs",),
     "verify": ("params", "study", "records", "machine", "data", "explore", "train", "report"),
 }

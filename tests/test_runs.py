@@ -212,7 +212,7 @@ def test_settings_of_a_run_reach_the_notebook_whole(monkeypatch, tmp_path):
     """What papermill is given for a run builds exactly that run's parameters."""
     import yaml
 
-    from lib.params import Params
+    from lib.params import TYPES, Params
 
     monkeypatch.setattr(records, "REPORTS", tmp_path)
     given = []
@@ -221,5 +221,6 @@ def test_settings_of_a_run_reach_the_notebook_whole(monkeypatch, tmp_path):
         for run in studies.load(name).runs:
             all_runs.train(studies.load(name), run, 1)
             values = yaml.safe_load(given[-1][given[-1].index("-y") + 1])
+            assert values.keys() == TYPES.keys()  # so that nothing saved in the notebook counts
             assert Params.of(**values).replace(setting="") == run.params.replace(setting="")
             assert records.run_folder(Params.of(**values)).name == run.name

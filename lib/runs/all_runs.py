@@ -20,9 +20,9 @@ from pathlib import Path
 
 import yaml
 
-from lib import machine, records
+from lib import kernel, machine, records
 from lib.data.download import DataError, cifar10
-from lib.params import ParameterError, Params
+from lib.params import ParameterError
 from lib.records import span
 from lib.runs.lock import claim, holder
 from lib.study import ROOT, Run, Study, load, names
@@ -132,17 +132,15 @@ def train(study: Study, run: Run, jobs: int) -> bool:
             print(f"{run.name}: left to {who or holder(folder) or 'another process'}", flush=True)
             return False
         if not (folder / records.RESULT).exists():
-            execute(notebook_command(run, folder), {**os.environ, **share(jobs)})
+            execute(notebook_command(run, folder), {**kernel.environment(), **share(jobs)})
         return True
 
 
 def notebook_command(run: Run, folder: Path) -> list[str]:
-    """papermill's command line for a run: what differs from the defaults, and where the executed notebook goes."""
-    usual = Params()
-    values = {f.name: getattr(run.params, f.name) for f in dataclasses.fields(Params)}
-    values = {name: value for name, value in values.items() if value != getattr(usual, name)}
+    """papermill's command line for a run: every parameter, and where the executed notebook goes."""
+    values = {**dataclasses.asdict(run.params), "setting": run.settings[0]}
     command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(folder / records.NOTEBOOK), "--cwd", str(ROOT)]
-    command += ["-y", yaml.safe_dump({**values, "setting": run.settings[0]})]
+    command += ["-y", yaml.safe_dump(values), "-k", kernel.NAME, "-l", kernel.LANGUAGE, "--engine", kernel.ENGINE]
     return [*command, "--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-", "--stderr-file", "-"]
 
 
@@ -157,7 +155,7 @@ _stopped = threading.Event()
 
 def execute(command: list[str], environment: dict) -> None:
     """Runs a program to its end, or until this one is stopped."""
-    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL) as process:
         _executing.add(process)
         if _stopped.is_set():  # a moment too late to be among those that were terminated
             process.terminate()
