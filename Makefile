@@ -5,6 +5,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+# What the shell holds for other Pythons and their figures is not for ours, and the lib that runs is this folder's.
+unexport $(filter PYTHON% MPLBACKEND MATPLOTLIBRC,$(.VARIABLES))
+export PYTHONPATH := $(CURDIR)
+
+# The programs of a .venv that was copied or moved with its folder are the old folder's, and one whose Python is gone or
+# another version by now has no packages: it is made anew. One that is a link is somebody's own choice.
+ifneq ($(shell [ -L .venv ] || [ ! -e $(READY) ] || { grep -qF "$$(pwd -P)/$(BIN)/" $(BIN)/papermill && \
+               $(BIN)/python -Ic 'import yaml'; } 2>/dev/null || { rm $(READY); echo old; }),)
+$(info .venv was made for another folder or another Python: it is set up anew)
+endif
+
 .DELETE_ON_ERROR:
 .PHONY: help setup data report runs status import bench verify test test-faults readme lab clean
 
@@ -28,6 +39,7 @@ setup: $(READY)
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is %d.%d: give PYTHON=..." % sys.version_info[:2])'
 	@echo "setting up .venv, about two minutes"
+	@[ -e $@ ] || rm -rf .venv
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
