@@ -228,6 +228,16 @@ def _row(study: Study, run: studies.Run) -> dict:
     return row
 
 
+def note_failure(folder: Path, params: Params, reason: str) -> None:
+    """Leaves the reason for the report and for `make status`; on a full disk that fails too, and is let be."""
+    epoch = 0
+    with contextlib.suppress(RecordError):
+        epoch = len(read_json(folder / PROGRESS).get("history", []))
+    failure = {"reason": reason, "epoch": epoch, "fingerprint": params.fingerprint, "when": now()}
+    with contextlib.suppress(OSError):
+        write_json(folder / FAILURE, failure)
+
+
 def _of_this_run(path: Path, params: Params) -> dict | None:
     """What an unfinished run has left, or None where there is nothing or it is of other parameters."""
     values = read_json(path) if path.exists() else {}

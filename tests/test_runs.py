@@ -202,6 +202,36 @@ class Aside(concurrent.futures.Executor):
         return future
 
 
+TRACE = "print('\\x1b[31mImportError\\x1b[39m: torn', file=sys.stderr); "
+ENDS = {
+    TRACE + "sys.exit(1)": "ImportError: torn",
+    TRACE + "sys.exit(130)": None,
+    TRACE + "os.kill(os.getpid(), signal.SIGTERM)": None,
+    "sys.exit(3)": "papermill ended with status 3",
+    "os.kill(os.getpid(), signal.SIGSEGV)": "papermill ended with status -11",
+    "pass": "notebooks/train.ipynb ran to its end and left no record of this run: was it changed?",
+}
+
+
+@pytest.mark.parametrize("code", ENDS)
+def test_a_run_that_fails_before_training_leaves_its_reason_and_one_that_is_stopped_none(
+    monkeypatch, tmp_path, capsys, code
+):
+    made.place(monkeypatch, tmp_path)
+    study = made.plan(settings=["kernel-3"])
+    made.stop(study, study.runs[0], "failure", reason="of an earlier attempt", epoch=1)
+    command = [all_runs.sys.executable, "-c", f"import os, signal, sys; {code}"]
+    monkeypatch.setattr(all_runs, "notebook_command", lambda run, folder: command)
+    monkeypatch.setattr(all_runs, "cifar10", lambda data_dir: None)
+    monkeypatch.setattr(all_runs, "announce", lambda *_: "")
+    assert all_runs.main([study.name]) == 1
+    shown = capsys.readouterr().err.splitlines()[-1]
+    assert shown == f"{study.runs[0].name}: not finished. {ENDS[code] or 'It was stopped; the same command goes on.'}"
+    row = records.load(study).iloc[0]
+    assert (row.status, row.reason) == (("failed", ENDS[code]) if ENDS[code] else ("missing", ""))
+    assert (ENDS[code] or "missing") in all_runs.status(study)
+
+
 def test_nothing_of_torch_is_needed_to_read_records():
     modules = "from lib.runs import all_runs; from lib.report import page, tables, figures, sentences, run_figures"
     code = f"import sys; {modules}; sys.exit('torch' in sys.modules)"
