@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 
@@ -65,9 +66,28 @@ def test_a_trained_network_can_be_explored(copy):
     assert len(pictures) == 4
 
 
-def test_a_run_without_weights_says_how_to_get_them(reports):
-    with pytest.raises(records.RecordError, match="no finished run; `make runs STUDY=quick` trains it"):
-        explore.trained("quick", "k9-p1-seed0")
+def test_a_run_that_is_not_here_is_explored_as_it_was_published(copy, tmp_path, monkeypatch, reports):
+    """As in a fresh clone; one's own run comes before it."""
+    ours = reports / "smoke" / "runs" / "k3-p1-seed0"
+    monkeypatch.setattr(explore, "PUBLISHED", tmp_path / "published")
+    with pytest.raises(records.RecordError, match="neither here nor published; `make runs STUDY=smoke` trains it"):
+        explore.trained("smoke", ours.name)
+    shutil.copytree(copy.root / "reports" / "smoke", tmp_path / "published" / "smoke")
+    folder, record, _ = explore.trained("smoke", ours.name)
+    assert folder == tmp_path / "published" / "smoke" / "runs" / ours.name
+    assert set(records.read_arrays(record, folder)) >= {"logits", "labels"}
+    shutil.copytree(folder, ours)
+    assert explore.trained("smoke", ours.name)[0] == ours
+    (ours / records.WEIGHTS).unlink()  # as git has a record of another seed
+    assert explore.trained("smoke", ours.name)[0] == folder
+
+
+def test_the_network_that_the_notebook_opens_with_is_published():
+    notebook = nbformat.read(studies.ROOT / "notebooks" / "explore.ipynb", as_version=4)
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    asked = {}
+    exec(cell.source, asked)
+    assert (explore.PUBLISHED / asked["study"] / "runs" / asked["name"] / records.WEIGHTS).exists()
 
 
 def test_status_is_a_table_of_every_run(copy):
