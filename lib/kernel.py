@@ -6,13 +6,13 @@ What the user's shell, editor or home folder holds for other Pythons and other n
 import contextlib
 import importlib.util
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpecManager
-from traitlets import default
+from jupyter_client.kernelspec import KernelSpec
 
 from lib.study import ROOT
 
@@ -22,9 +22,9 @@ FOREIGN = ("PYTHON", "IPYTHON", "JUPYTER", "MPLBACKEND", "MATPLOTLIBRC")  # how 
 
 
 def environment() -> dict[str, str]:
-    """The variables for a Python that is started here: nothing of other projects on its path, this folder first."""
+    """The variables for a Python that is started here: it finds this folder's lib, whatever folder it is started in."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONNOUSERSITE": "1"}
+    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1"}
 
 
 class Kernel(AsyncKernelManager):
@@ -32,16 +32,16 @@ class Kernel(AsyncKernelManager):
 
     folder: Path  # empty: no settings
 
-    @default("kernel_spec_manager")
-    def _without_those_of_the_user(self):
-        return KernelSpecManager(kernel_dirs=[])
+    @property
+    def kernel_spec(self):
+        return KernelSpec(argv=[sys.executable, "-m", "ipykernel", "-f", "{connection_file}"], language=LANGUAGE)
 
     async def start_kernel(self, **options):
         self.connection_file = str(self.folder / "connection.json")
         plain = Path(importlib.util.find_spec("matplotlib").origin).with_name("mpl-data") / "matplotlibrc"
         variables = {**environment(), "IPYTHONDIR": str(self.folder), "MATPLOTLIBRC": str(plain)}
-        # A kernel says that its sockets are not encrypted, and one that is interrupted prints its own loop. The folder
-        # in which it is started may hold anything: modules are not looked for there.
+        # A kernel says that its sockets are not encrypted, one that is interrupted prints its own loop, and IPython puts
+        # the folder in which it is started back on the path.
         arguments = ["--log-level=CRITICAL", "--InteractiveShellApp.ignore_cwd=True"]
         options["extra_arguments"] = [*options.get("extra_arguments", ()), *arguments]
         with (self.folder / "said").open("wb") as said:

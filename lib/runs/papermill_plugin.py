@@ -33,7 +33,11 @@ PARAMETERS = ("base64", "file", "yaml", "", "raw")  # papermill's options for th
 
 
 class KernelError(UserError):
-    """The kernel did not start, or it died: why, as far as it said so."""
+    """The kernel did not start: why, as far as it said so."""
+
+
+class KernelKilled(KernelError):
+    """The kernel died, not of itself."""
 
 
 class Engine(NBClientEngine):
@@ -59,7 +63,7 @@ class Engine(NBClientEngine):
             try:
                 return super().execute_managed_notebook(nb_man, kernel_name, kernel_manager_class=ours, **options)
             except DeadKernelError:
-                raise KernelError(f"the kernel was killed{ours.last_words()}") from None
+                raise KernelKilled(f"the kernel was killed{ours.last_words()}") from None
             except RuntimeError as error:  # jupyter_client's, of a kernel that has never answered
                 raise KernelError(f"the kernel did not start: {error}{ours.last_words()}") from None
 
@@ -84,7 +88,7 @@ def invoke(command: click.Command, context: click.Context):
         return _invoke(command, context)
     except ParameterError as error:
         status, line = 2, str(error)
-    except KernelError as error:
+    except KernelKilled as error:
         memory = "; if it was for want of memory, lower batch_size, dim or depth, or raise patch" if hint else ""
         line = f"{error}{memory}{hint}"
     except KeyboardInterrupt:

@@ -46,6 +46,10 @@ FAULTS = {
     38: "started from the root, from notebooks/, from a path with spaces and non-ASCII letters: the same result",
     39: "a fresh clone holds lib/; committed notebooks hold no outputs",
     40: "text from a parameter or a file name in the page: escaped",
+    41: "PYTHONSTARTUP, ~/.ipython, PYTHONPATH, MPLBACKEND, matplotlibrc, kernels of the user's: the same run",
+    42: "the notebook saved with other values or another kernel: a study's runs are what its files say, or one line",
+    43: "the folder copied or moved with its .venv, Python upgraded under it: set up anew, its own lib and records",
+    44: "a failure before training: make runs, make status and the page say the reason",
 }
 
 FAST = {
@@ -71,7 +75,7 @@ FAST = {
     21: [("test_checkpoint.py", "damaged")],
     22: [("test_checkpoint.py", "malicious")],
     23: [("test_run.py", "other_parameters"), ("test_params.py", "fingerprint_changes")],
-    24: [("test_owner.py", "who_holds_the_run"), ("test_run.py", "held_is_left")],
+    24: [("test_lock.py", "who_holds_the_run"), ("test_run.py", "held_is_left")],
     26: [("test_run.py", "without_room")],
     27: [("test_run.py", "loss_that_is_no_number")],
     28: [("test_run.py", "finished_run_is_skipped")],
@@ -92,4 +96,12 @@ FAST = {
     38: [("test_papermill.py", "from_the_notebooks_folder"), ("test_papermill.py", "at_a_terminal_a_small_run")],
     39: [("test_repository.py", "committed_as_nobody"), ("test_repository.py", "git_keeps_the_source")],
     40: [("test_tables.py", "escaped"), ("test_report.py", "every_table_and_figure"), ("test_report.py", "escaped")],
+    41: [("test_params.py", "whatever_its_parameters_cells"), ("test_makefile.py", "other_pythons")],
+    42: [("test_papermill.py", "would_not_train_what"), ("test_papermill.py", "kernel_is_this_environments")],
+    43: [
+        ("test_makefile.py", "copied_or_moved"),
+        ("test_makefile.py", "upgraded_or_removed"),
+        ("test_papermill.py", "of_another_folder"),
+    ],
+    44: [("test_runs.py", "fails_before_training")],
 }
