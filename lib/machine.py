@@ -36,10 +36,16 @@ def cpu_name() -> str:
 
 
 def git_state() -> dict:
-    """The commit and whether source files differ from it; both None outside a git checkout."""
+    """The commit and whether source files differ from it; both None outside a git checkout of this project.
+
+    The repository is named, not looked for: git then asks neither who owns it (a container often has a checkout of
+    another user) nor in the folders above (a ZIP unpacked inside somebody's repository is none of that one's commits).
+    """
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # of a hook, perhaps
 
     def git(*words: str) -> str:
-        return subprocess.run(("git", *words), cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        command = ("git", "--no-optional-locks", f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}", *words)
+        return subprocess.run(command, cwd=ROOT, env=ours, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         # Reports are what runs write: they do not make the source another one.
