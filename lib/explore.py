@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import nn
 
-from lib import records
+from lib import machine, records
 from lib.data.download import cifar10  # noqa: F401  the notebook's
 from lib.data.loader import plain_batches
 from lib.model import ConvMixer, network
@@ -30,6 +30,7 @@ def trained(study: str, name: str) -> tuple[Path, dict, nn.Module]:
     for folder in (records.study_folder(study) / "runs" / name, PUBLISHED / study / "runs" / name):
         if (folder / records.RESULT).exists() and (folder / records.WEIGHTS).exists():
             record = records.read_result(folder / records.RESULT)
+            machine.use_cores()
             model = network(Params.of(**record["params"]))
             model.load_state_dict(load_weights(folder))
             return folder, record, model.eval()

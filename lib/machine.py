@@ -1,10 +1,12 @@
-"""The machine that a run is on: processor, cores, memory, versions and commit. Torch is not imported here."""
+"""The machine that a run is on: processor, cores, memory, versions and commit. Torch is not imported at its top."""
 
 import contextlib
 import functools
 import importlib.metadata
+import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,8 +58,57 @@ def git_state() -> dict:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: those that it may run on, or as many as a container's quota of time is worth."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(there, math.ceil(min(cpu_quotas(), default=there))))
+
+
+def cpu_quotas(proc: Path = Path("/proc/self")) -> list[float]:
+    """In cores, each quota of processor time of the cgroups that the process is in and of those around them.
+
+    A container has one (docker --cpus, a Kubernetes limit); what cannot be read limits nothing.
+    """
+    quotas = []
+    for folder in cgroups(proc):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            if (folder / "cpu.max").exists():  # version 2: "max 100000" or "150000 100000"
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:  # version 1: -1 for none
+                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            quotas.append(float(quota) / float(period))  # ValueError: "max"
+    return [quota for quota in quotas if quota > 0]
+
+
+def cgroups(proc: Path) -> list[Path]:
+    """The folders of the process's cgroups that may limit the processor, with those around each, as far as mounted."""
+    folders = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        paths = {}  # of a version 1 hierarchy by its controllers, of version 2 under ""
+        for line in (proc / "cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            paths |= dict.fromkeys(controllers.split(","), path)
+        for line in (proc / "mountinfo").read_text().splitlines():
+            before, _, after = line.partition(" - ")
+            root, mount = before.split()[3:5]
+            kind, _, options = after.split(" ", 2)
+            controller = {"cgroup2": "", "cgroup": "cpu"}.get(kind)
+            if controller in paths and (kind == "cgroup2" or "cpu" in options.split(",")):
+                # A container often sees its own cgroup where others see the root of all.
+                path, top = Path(paths[controller]), Path(mount)
+                inside = path.relative_to(root) if path.is_relative_to(root) and ".." not in path.parts else Path()
+                folders += [top / inside, *(top / part for part in inside.parents)]
+    return folders
+
+
+def use_cores() -> None:
+    """Makes torch use no more threads than there are cores to use; OMP_NUM_THREADS in the environment decides itself.
+
+    Torch counts the processors of the machine, not what a container may use of them.
+    """
+    import torch
+
+    if not re.fullmatch(r"\s*\+?0*[1-9]\d*\s*(,.*)?", os.environ.get("OMP_NUM_THREADS", "")):
+        torch.set_num_threads(min(torch.get_num_threads(), cores()))
 
 
 def peak_memory() -> float:

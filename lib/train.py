@@ -70,6 +70,7 @@ def schedule(kind: str, t: float) -> float:
 
 def pick_device(name: str) -> torch.device:
     """The device of a run; TrainingError where the one asked for is not there."""
+    machine.use_cores()
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])

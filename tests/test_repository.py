@@ -78,7 +78,7 @@ BELOW = {
     "native": ("params", "model"),
     "data": ("params", "study", "records", "native"),
     "checkpoint": ("params", "records"),
-    "explore": ("params", "study", "records", "model", "data"),
+    "explore": ("params", "study", "records", "machine", "model", "data"),
     "train": ("params", "records", "model", "data", "native", "checkpoint", "machine"),
     "runs": ("params", "study", "records", "kernel", "machine", "model", "data", "checkpoint", "explore", "train"),
     "report": ("params", "study", "records", "kernel"),
