@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 from lib.study import ROOT
@@ -109,6 +110,62 @@ def use_cores() -> None:
 
     if not re.fullmatch(r"\s*\+?0*[1-9]\d*\s*(,.*)?", os.environ.get("OMP_NUM_THREADS", "")):
         torch.set_num_threads(min(torch.get_num_threads(), cores()))
+
+
+NONE_HERE = "there is none here"
+
+
+@functools.cache
+def best_device() -> str:
+    """cuda, mps or cpu: the fastest that can be used. Of a GPU that is there and cannot be, a line says why, once."""
+    for kind in ("cuda", "mps"):
+        if not (fault := device_fault(kind)):
+            return kind
+        if fault != NONE_HERE:
+            print(f"{fault}; taking the CPU", file=sys.stderr, flush=True)
+    return "cpu"
+
+
+@functools.cache
+def device_fault(kind: str) -> str:
+    """Why nothing can be trained on cpu, cuda or mps here, in a line; empty where it can be."""
+    import torch
+
+    if kind == "cpu":
+        return ""
+    with warnings.catch_warnings(record=True) as warned:  # of a driver that is too old torch only warns
+        warnings.simplefilter("always")
+        try:
+            if getattr(torch, kind).is_available():
+                try_out(torch.device(kind))
+                return ""
+            reason = str(warned[0].message) if warned else ""
+        except Exception as error:  # the driver, CUDA, cuDNN and MPS have errors of their own
+            reason = str(error)
+    first = reason.strip().partition("\n")[0].partition(". ")[0].removeprefix("CUDA initialization: ").rstrip(".")
+    return f"{gpu_name() if kind == 'cuda' else 'the GPU'} cannot be used ({first})" if reason else NONE_HERE
+
+
+def try_out(device) -> None:
+    """A convolution and a product, forward and back: what a GPU must be able to do, with room for them."""
+    import torch
+
+    x, w = torch.ones(2, 4, 8, 8, device=device, requires_grad=True), torch.ones(4, 4, 3, 3, device=device)
+    (torch.nn.functional.conv2d(x, w).mean((2, 3)) @ w.new_ones(4, 4)).sum().backward()
+    x.grad.sum().item()  # waits for it
+
+
+def gpu_name() -> str:
+    """The NVIDIA card as torch or, where it cannot, its driver names it."""
+    import torch
+
+    with contextlib.suppress(Exception):  # the device that cannot be used may not say its name either
+        return torch.cuda.get_device_name(0)
+    with contextlib.suppress(OSError, IndexError, StopIteration):
+        card = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))[0]
+        lines = card.read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("Model:"))
+    return "the GPU"
 
 
 def peak_memory() -> float:

@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from lib import machine
+from lib.train import TrainingError, pick_device
 
 HERE = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -119,6 +121,81 @@ def test_a_process_tied_to_a_core_counts_one():
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n" + THREADS
     done = subprocess.run([sys.executable, "-c", code], env=CLEAN, capture_output=True, text=True, timeout=120)
     assert done.stdout == "1\n", done.stderr
+
+
+# ------------------------------------------------------------------------------------------------ devices
+
+
+def stub_gpu(monkeypatch, error=None, warning=None):
+    """As if there were a GPU that fails with `error`, or that torch finds not usable and warns of."""
+
+    def available():
+        if warning:
+            machine.warnings.warn(warning, stacklevel=1)
+        return not warning
+
+    def fail(device):
+        if error:
+            raise error
+
+    monkeypatch.setattr(torch.cuda, "is_available", available)
+    monkeypatch.setattr(torch.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Made-Up GPU 3000")
+    monkeypatch.setattr(machine, "try_out", fail)
+
+
+OLD = (
+    "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040). Please update your GPU "
+    "driver by downloading and installing a new version. (Triggered internally at /x/CUDAFunctions.cpp:119.)"
+)
+
+
+@pytest.mark.parametrize(
+    "fault, words",
+    [
+        ({"warning": OLD}, "The NVIDIA driver on your system is too old (found version 11040)"),
+        (
+            {
+                "error": RuntimeError(
+                    "CUDA error: no kernel image is available for execution on the device\nCUDA kernel"
+                )
+            },
+            "CUDA error: no kernel image is available for execution on the device",
+        ),
+        (
+            {"error": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB. GPU")},
+            "CUDA out of memory",
+        ),
+        ({"error": OSError("libcudnn.so.9: cannot open shared object file")}, "libcudnn.so.9: cannot open"),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_left_out_in_one_line_with_its_name(monkeypatch, capfd, devices, fault, words):
+    stub_gpu(monkeypatch, **fault)
+    assert [pick_device("auto").type for _ in range(3)] == ["cpu"] * 3
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and said.startswith(f"Made-Up GPU 3000 cannot be used ({words}")
+    with pytest.raises(TrainingError) as refusal:
+        pick_device("cuda")
+    assert str(refusal.value).startswith("device=cuda: Made-Up GPU 3000 cannot be used (") and words in str(
+        refusal.value
+    )
+    assert str(refusal.value).endswith(", give device=cpu or auto") and "\n" not in str(refusal.value)
+
+
+def test_a_gpu_that_works_is_taken_and_a_machine_without_one_needs_no_words(monkeypatch, capfd, devices):
+    stub_gpu(monkeypatch)
+    assert pick_device("auto").type == pick_device("cuda").type == "cuda"
+    machine.device_fault.cache_clear()
+    machine.best_device.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto").type == "cpu"
+    assert capfd.readouterr().err == ""
+
+
+def test_what_a_gpu_is_tried_with_runs():
+    before = torch.get_rng_state()
+    machine.try_out(torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # ------------------------------------------------------------------------------------------------ the commit

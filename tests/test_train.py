@@ -208,7 +208,7 @@ def test_an_evaluation_that_is_no_number_stops_before_it_is_saved(tmp_path, cifa
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_a_device_that_is_not_there_is_said(monkeypatch):
+def test_a_device_that_is_not_there_is_said(monkeypatch, devices):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(TrainingError, match="device=cuda: there is none here, give device=cpu or auto"):
         pick_device("cuda")
