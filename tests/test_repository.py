@@ -75,7 +75,7 @@ BELOW = {
     "kernel": ("study",),
     "machine": ("study",),
     "model": ("params",),
-    "native": ("params", "model"),
+    "native": ("params", "study", "model"),
     "data": ("params", "study", "records", "native"),
     "checkpoint": ("params", "records"),
     "explore": ("params", "study", "records", "machine", "model", "data"),
