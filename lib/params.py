@@ -313,6 +313,13 @@ def _check(p: Params) -> None:
     left = TRAIN_IMAGES - p.val_size
     need(p.train_size <= left, "train_size", f"{left} training images are left beside val_size={p.val_size}")
     need(p.batch_size <= (p.train_size or left), "batch_size", f"there are only {p.train_size or left} training images")
+    # BatchNorm needs two values of a channel; one image gives as many as its map has places.
+    n, alone = p.train_size or left, p.arch == "convmixer" and p.patch == IMAGE
+    need(not alone or p.batch_size > 1, "batch_size", f"at patch={p.patch} BatchNorm needs 2 images or more")
+    batches = (
+        f"{n} training images in batches of {p.batch_size} leave one alone, at patch={p.patch} BatchNorm needs two"
+    )
+    need(not alone or n % p.batch_size != 1, "batch_size", f"{batches}; change batch_size or train_size")
     need(p.val_size > 0 or p.select != "best_val", "select", "best_val needs val_size above 0, or take select=last")
     need(p.dtype != "float16" or p.device in ("auto", "cuda"), "dtype", "float16 needs device=cuda, or take bfloat16")
     for name in ("study", "setting"):
