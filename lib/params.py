@@ -103,7 +103,7 @@ class Params:
     compile: bool = False  # torch.compile
     workers: int = 0  # data loading processes
     checkpoint_minutes: float = 5.0  # between checkpoints inside an epoch
-    data_dir: str = ""  # where CIFAR-10 lies; empty for data/ of this repository
+    data_dir: str = ""  # where CIFAR-10 lies; empty for $CONVMIXER_DATA or data/ here
     study: str = "own"  # the folder under reports/
     setting: str = ""  # which file of params/settings/ asked for it
     force: bool = False  # train a finished run again
