@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from lib import venv
 from lib.study import ROOT
 
 ANEW = ".venv was made for another folder or another Python: it is set up anew\n"
@@ -32,14 +33,14 @@ def make(folder, *words, **variables):
     return done.stdout + done.stderr
 
 
-def of_another_python(venv):
-    (venv / "bin" / "python").unlink()
-    (venv / "bin" / "python").symlink_to("/bin/false")
+def of_another_python(folder):
+    (folder / "bin" / "python").unlink()
+    (folder / "bin" / "python").symlink_to("/bin/false")
 
 
-def without_python(venv):
-    (venv / "bin" / "python").unlink()
-    (venv / "bin" / "python").symlink_to(venv / "gone")
+def without_python(folder):
+    (folder / "bin" / "python").unlink()
+    (folder / "bin" / "python").symlink_to(folder / "gone")
 
 
 def test_a_venv_of_this_folder_is_kept(home):
@@ -53,13 +54,29 @@ def test_a_copied_or_moved_venv_is_set_up_anew(home):
     home.rename(moved)
     for folder in (copied, moved):
         shown = make(folder, "-n", "status")
-        assert shown.startswith(ANEW) and shown.index("rm -rf .venv") < shown.index("-m venv .venv")
+        assert shown.startswith(ANEW) and "lib/venv.py .venv" in shown
+        assert (folder / ".venv" / venv.MADE_HERE).exists()  # so that it is taken away first
 
 
 @pytest.mark.parametrize("change", [of_another_python, without_python])
 def test_a_venv_whose_python_was_upgraded_or_removed_is_set_up_anew(home, change):
     change(home / ".venv")
     assert make(home, "-n", "setup").startswith(ANEW)
+
+
+def test_a_venv_at_another_place_is_kept_for_this_folder_and_for_its_copies(home):
+    elsewhere = home.parent / "elsewhere"
+    (home / ".venv").rename(elsewhere)
+    (elsewhere / "bin" / "papermill").write_text(f"#!{elsewhere}/bin/python\n")
+    copied = home.with_name("copied")
+    shutil.copytree(home, copied)
+    for folder in (home, copied):
+        assert make(folder, "-n", "setup", f"VENV={elsewhere}") == "make: Nothing to be done for 'setup'.\n"
+    elsewhere.rename(home.parent / "moved")
+    assert ".venv was made for" not in make(home, "-n", "setup", f"VENV={home.parent}/moved")
+    assert make(home, "-n", "setup", f"VENV={home.parent}/moved").endswith(
+        f"lib/venv.py {home.parent}/moved\ntouch {home.parent}/moved/.ready\n"
+    )
 
 
 def test_a_venv_that_is_a_link_is_somebodys_choice(home):

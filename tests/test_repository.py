@@ -70,6 +70,7 @@ def test_git_keeps_the_source_and_the_records_and_nothing_else_of_a_run(tmp_path
 # Whatever stands further down may import what stands above it, and nothing else.
 BELOW = {
     "params": (),
+    "venv": (),
     "study": ("params",),
     "records": ("params", "study"),
     "kernel": ("study",),
@@ -148,7 +149,7 @@ def test_the_readme_says_what_the_published_records_say(monkeypatch):
     assert readme.filled(text) == text
 
 
-def test_parameters_and_published_figures_need_the_standard_library_only():
-    for name in ("params", "report/published"):
+def test_parameters_published_figures_and_the_set_up_need_the_standard_library_only():
+    for name in ("params", "report/published", "venv"):
         for module in imports(ROOT / "lib" / f"{name}.py", anywhere=True):
             assert module.split(".")[0] in {*sys.stdlib_module_names, "lib"}
