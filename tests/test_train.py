@@ -232,7 +232,7 @@ def test_an_evaluation_that_is_no_number_stops_before_it_is_saved(tmp_path, cifa
 def test_the_smallest_sizes_that_are_not_refused_train(tmp_path, cifar, tiny, sizes, native):
     few = {name: array[:10] if name.startswith("test") else array for name, array in cifar.items()}
     result = fit(tiny(epochs=1, native=native, **sizes), few, tmp_path, lambda text: None)
-    assert np.isfinite(result.history[0]["loss"]) and len(result.test["logits"]) == 10
+    assert np.isfinite(result.state.history[0]["loss"]) and len(result.test["logits"]) == 10
 
 
 def test_a_device_that_is_not_there_is_said(monkeypatch, devices):

@@ -50,6 +50,11 @@ FAULTS = {
     42: "the notebook saved with other values or another kernel: a study's runs are what its files say, or one line",
     43: "the folder copied or moved with its .venv, Python upgraded under it: set up anew, its own lib and records",
     44: "a failure before training: make runs, make status and the page say the reason",
+    45: "cache, home, data or checkout read-only, noexec, no fsync of a folder, no locks: works, or one line",
+    46: "no git, another owner's checkout, a ZIP inside another repository: works, the commit is never a stranger's",
+    47: "a CPU quota, a tied process, OMP_* and affinity variables; a GPU that cannot be used: all cores, none tied",
+    48: "a last batch of one at a map of 1 x 1: refused before training; the smallest sizes beside it train",
+    49: "PIP_USER, PIP_TARGET, a pip.conf, no ensurepip, a set-up that fails: works or one line, nothing half made",
 }
 
 FAST = {
@@ -104,4 +109,29 @@ FAST = {
         ("test_papermill.py", "of_another_folder"),
     ],
     44: [("test_runs.py", "fails_before_training")],
+    45: [
+        ("test_compiler.py", "next_place"),
+        ("test_compiler.py", "cannot_be_executed"),
+        ("test_checkpoint.py", "stops_nothing"),
+        ("test_lock.py", "disk_without_locks"),
+        ("test_download.py", "no_room_and_no_permission"),
+        ("test_download.py", "torchvision_has_unpacked"),
+    ],
+    46: [
+        ("test_machine.py", "another_owner"),
+        ("test_machine.py", "never_that_of"),
+        ("test_machine.py", "without_git"),
+    ],
+    47: [
+        ("test_machine.py", "quota"),
+        ("test_machine.py", "tie_the_process"),
+        ("test_machine.py", "cannot_be_used"),
+    ],
+    48: [("test_params.py", "leave one alone"), ("test_train.py", "smallest_sizes")],
+    49: [
+        ("test_venv.py", "redirects_or_forbids"),
+        ("test_venv.py", "reaches_the_registry"),
+        ("test_venv.py", "without_ensurepip"),
+        ("test_venv.py", "nothing_stays"),
+    ],
 }
