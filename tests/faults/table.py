@@ -118,14 +118,14 @@ FAST = {
         ("test_download.py", "torchvision_has_unpacked"),
     ],
     46: [
-        ("test_machine.py", "another_owner"),
-        ("test_machine.py", "never_that_of"),
-        ("test_machine.py", "without_git"),
+        ("test_environment.py", "another_owner"),
+        ("test_environment.py", "never_that_of"),
+        ("test_environment.py", "without_git"),
     ],
     47: [
-        ("test_machine.py", "quota"),
-        ("test_machine.py", "tie_the_process"),
-        ("test_machine.py", "cannot_be_used"),
+        ("test_environment.py", "quota"),
+        ("test_environment.py", "tie_the_process"),
+        ("test_environment.py", "cannot_be_used"),
     ],
     48: [("test_params.py", "leave one alone"), ("test_train.py", "smallest_sizes")],
     49: [
