@@ -2,8 +2,25 @@
 STUDY ?= quick
 JOBS ?= 1
 PYTHON ?= python3
-BIN := .venv/bin
-READY := .venv/.ready
+# Where the packages lie; elsewhere for a checkout that cannot be written: make report VENV=/another/folder
+VENV := $(or $(CONVMIXER_VENV),.venv)
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+ifneq ($(words $(VENV)),1)
+$(error VENV=$(VENV): give a folder without a space in its name)
+endif
+
+# What the shell holds for other Pythons and their figures is not for ours, and the lib that runs is this folder's.
+unexport $(filter PYTHON% MPLBACKEND MATPLOTLIBRC,$(.VARIABLES))
+export PYTHONPATH := $(CURDIR)
+
+# The programs of a .venv that was copied or moved with its folder are the old folder's, and one whose Python is gone or
+# another version by now has no packages: it is made anew. One that is a link is somebody's own choice.
+ifneq ($(shell [ -L $(VENV) ] || [ ! -e $(READY) ] || { case $(VENV) in (/*) cd /;; esac; here=$$(pwd -P); \
+               grep -qF "$${here%/}/$(patsubst /%,%,$(BIN))/" $(BIN)/papermill && $(BIN)/python -Ic 'import yaml'; \
+               } 2>/dev/null || { mv $(READY) $(VENV)/.setting-up; echo old; }),)
+$(info $(VENV) was made for another folder or another Python: it is set up anew)
+endif
 
 .DELETE_ON_ERROR:
 .PHONY: help setup data report runs status import bench verify test test-faults readme lab clean
@@ -18,7 +35,7 @@ help:
 	@echo "make bench                          how fast training is here, against plain PyTorch"
 	@echo "make verify                         do the published weights, records, tables and README agree? minutes"
 	@echo "make lab                            JupyterLab, with the right kernel"
-	@echo "make setup                          .venv with the pinned packages (the others do it when needed)"
+	@echo "make setup                          .venv with the pinned packages (the others do it when needed); VENV=folder elsewhere"
 	@echo "make data                           fetch and verify CIFAR-10 (likewise)"
 	@echo "make clean                          caches and executed notebooks; never a record or a checkpoint"
 	@echo "Studies: $(notdir $(basename $(wildcard params/studies/*.yaml)))"
@@ -27,9 +44,7 @@ setup: $(READY)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is %d.%d: give PYTHON=..." % sys.version_info[:2])'
-	@echo "setting up .venv, about two minutes"
-	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(PYTHON) -I lib/venv.py $(VENV)
 	@touch $@
 
 data: $(READY)

@@ -1,0 +1,12 @@
+"""ConvMixer on CIFAR-10: see README.md."""
+
+import os
+
+# OpenMP reads these when torch is loaded. The first four tie the process to its first core, with all threads that the
+# native layers and the data workers start later; the others let fewer threads run than were asked for. How many there
+# are is OMP_NUM_THREADS's alone to say, and nothing else about threads is left to what a shell happens to hold.
+for name in (
+    "OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_HW_SUBSET",
+    "OMP_THREAD_LIMIT", "OMP_DYNAMIC", "MKL_NUM_THREADS", "MKL_DYNAMIC", "MKL_DOMAIN_NUM_THREADS",
+):  # fmt: skip
+    os.environ.pop(name, None)

@@ -10,30 +10,34 @@ import torch
 from PIL import Image, ImageOps
 from torch import nn
 
-from lib import records
+from lib import machine, records
 from lib.data.download import cifar10  # noqa: F401  the notebook's
 from lib.data.loader import plain_batches
 from lib.model import ConvMixer, network
 from lib.params import Params
 from lib.records import CLASSES, RecordError
+from lib.study import ROOT
 
+PUBLISHED = ROOT / "reports" / "published"  # git keeps seed 0's weights there
 SEEN = 256  # test images over which a receptive field is averaged
 
 
-def trained(study: str, name: str) -> tuple[dict, nn.Module]:
-    """A finished run's record and its model in evaluation mode, on the CPU. RecordError says what is missing."""
-    folder = records.study_folder(study) / "runs" / name
-    if not (folder / records.RESULT).exists():
-        raise RecordError(f"{folder}: no finished run; `make runs STUDY={study}` trains it")
-    record = records.read_result(folder / records.RESULT)
-    if not (folder / records.WEIGHTS).exists():
-        raise RecordError(
-            f"{folder}: the record is there, the weights are not (git does not keep them); "
-            f"move result.json away and `make runs STUDY={study}` trains the run again"
-        )
-    model = network(Params.of(**record["params"]))
-    model.load_state_dict(load_weights(folder))
-    return record, model.eval()
+def trained(study: str, name: str) -> tuple[Path, dict, nn.Module]:
+    """A finished run's folder, its record and its model in evaluation mode, on the CPU.
+
+    Where this machine has not trained it, the published one. RecordError says what is missing.
+    """
+    for folder in (records.study_folder(study) / "runs" / name, PUBLISHED / study / "runs" / name):
+        if (folder / records.RESULT).exists() and (folder / records.WEIGHTS).exists():
+            record = records.read_result(folder / records.RESULT)
+            machine.use_cores()
+            model = network(Params.of(**record["params"]))
+            model.load_state_dict(load_weights(folder))
+            return folder, record, model.eval()
+    raise RecordError(
+        f"{study}/{name}: no finished run with its weights, neither here nor published; `make runs STUDY={study}` "
+        f"trains it (where a record is without weights, move {records.RESULT} away first)"
+    )
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:

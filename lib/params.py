@@ -3,6 +3,7 @@
 The defaults are those of the paper as it is written; everything else is an override in a YAML under params/.
 """
 
+import ast
 import dataclasses
 import difflib
 import hashlib
@@ -102,7 +103,7 @@ class Params:
     compile: bool = False  # torch.compile
     workers: int = 0  # data loading processes
     checkpoint_minutes: float = 5.0  # between checkpoints inside an epoch
-    data_dir: str = ""  # where CIFAR-10 lies; empty for data/ of this repository
+    data_dir: str = ""  # where CIFAR-10 lies; empty for $CONVMIXER_DATA or data/ here
     study: str = "own"  # the folder under reports/
     setting: str = ""  # which file of params/settings/ asked for it
     force: bool = False  # train a finished run again
@@ -122,14 +123,12 @@ class Params:
 
     @classmethod
     def of_notebook(cls, namespace: dict) -> "Params":
-        """Parameters from a notebook's globals(). Any other number or text in it is taken for a misspelt one.
+        """Parameters from a notebook's globals(). A name that is none is an error if a parameters cell has set it.
 
-        A parameter's name counts whatever its value is. Lists and the like are not looked at: what later cells have
-        left there must not stop the first ones from being run again.
+        Other names are not looked at: later cells have theirs there too, as have startup files and editors.
         """
-        plain = (int, float, str, type(None))
-        names = [n for n, v in namespace.items() if n in TYPES or isinstance(v, plain)]
-        return cls.of(**{n: namespace[n] for n in names if not n.startswith("_") and not n.isupper()})
+        others = [n for n in _asked(namespace.get("In", ())) if n not in TYPES and not n.isupper()]  # PAPERMILL_...
+        return cls.of(**{n: namespace[n] for n in TYPES if n in namespace}, **dict.fromkeys(others))
 
     def replace(self, **values) -> "Params":
         """The same with other values, checked anew."""
@@ -220,6 +219,26 @@ def notebook_cell() -> str:
     return "\n".join(lines[first : last + 1])
 
 
+def assigned(source: str) -> list[str]:
+    """The names that a cell sets at its top level."""
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError):  # Jupyter's own, such as %matplotlib
+        return []
+    targets = [t for s in body for t in getattr(s, "targets", [getattr(s, "target", None)])]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _asked(cells: list[str]) -> list[str]:
+    """The names in a notebook's parameters cells: the last cell run most of whose names are some, and papermill's."""
+    asked = {}
+    for cell in cells:
+        names, by_papermill = assigned(cell), cell.startswith("# Parameters\n")
+        if by_papermill or 2 * sum(name in TYPES for name in names) > len(names):
+            asked[by_papermill] = names
+    return [name for names in asked.values() for name in names]
+
+
 def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name, TYPES, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else "see lib/params.py for the names there are"
@@ -294,6 +313,13 @@ def _check(p: Params) -> None:
     left = TRAIN_IMAGES - p.val_size
     need(p.train_size <= left, "train_size", f"{left} training images are left beside val_size={p.val_size}")
     need(p.batch_size <= (p.train_size or left), "batch_size", f"there are only {p.train_size or left} training images")
+    # BatchNorm needs two values of a channel; one image gives as many as its map has places.
+    n, alone = p.train_size or left, p.arch == "convmixer" and p.patch == IMAGE
+    need(not alone or p.batch_size > 1, "batch_size", f"at patch={p.patch} BatchNorm needs 2 images or more")
+    batches = (
+        f"{n} training images in batches of {p.batch_size} leave one alone, at patch={p.patch} BatchNorm needs two"
+    )
+    need(not alone or n % p.batch_size != 1, "batch_size", f"{batches}; change batch_size or train_size")
     need(p.val_size > 0 or p.select != "best_val", "select", "best_val needs val_size above 0, or take select=last")
     need(p.dtype != "float16" or p.device in ("auto", "cuda"), "dtype", "float16 needs device=cuda, or take bfloat16")
     for name in ("study", "setting"):

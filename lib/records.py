@@ -10,14 +10,17 @@ reports/<study>/runs/<run>/result.json        the record; written last, so it ex
 
 import contextlib
 import datetime
+import errno
 import io
 import json
 import os
+import sys
 import tempfile
 import zipfile
 import zlib
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pandas as pd
 
@@ -60,6 +63,10 @@ def run_folder(params: Params) -> Path:
     return study_folder(params.study) / "runs" / run_name(params, studies.base_params(params.study))
 
 
+# What a mount answers that has no such operation (FUSE, virtiofs, shared folders of virtual machines, CIFS, FAT).
+NOT_THERE = {getattr(errno, name) for name in ("EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOTTY")}
+
+
 def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
     """Writes a file whole or not at all: a temporary beside it, flushed to the disk, renamed over it.
 
@@ -70,20 +77,50 @@ def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:
+                if error.errno not in NOT_THERE:
+                    raise
+        with contextlib.suppress(OSError):  # a mount without permissions
+            os.chmod(temporary, 0o644)
         if keep and path.exists():
-            os.replace(path, keep)
-        os.replace(temporary, path)
+            move_over(path, keep)
+        move_over(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    # The rename itself should survive a power cut. The file is in place, so where a folder cannot be flushed, or not
+    # even opened, that is all that is lost.
+    with contextlib.suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def move_over(source: str | Path, target: Path) -> None:
+    """Renames over what stands there, also where the mount renames to free names only (sshfs, some shared folders)."""
     try:
-        os.fsync(folder)  # the rename itself must survive a power cut
-    finally:
-        os.close(folder)
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno not in {errno.EEXIST, errno.EPERM, errno.EACCES, *NOT_THERE} or not target.exists():
+            raise
+        os.unlink(target)
+        os.replace(source, target)
+
+
+def lock(path: Path, patience: float = -1) -> contextlib.AbstractContextManager:
+    """A file's lock, waited for `patience` seconds (negative: forever); none, and a line, on a disk without locks."""
+    try:
+        return filelock.FileLock(path, timeout=patience).acquire()
+    except OSError as error:
+        if error.errno not in {errno.ENOLCK, *NOT_THERE}:
+            raise
+        print(f"{path.parent}: no locks on this disk; start nothing twice at a time", file=sys.stderr, flush=True)
+        return contextlib.nullcontext()
 
 
 def remove_parts(folder: Path) -> None:
@@ -226,6 +263,16 @@ def _row(study: Study, run: studies.Run) -> dict:
     except RecordError as error:
         row |= {"status": "refused", "reason": str(error)}
     return row
+
+
+def note_failure(folder: Path, params: Params, reason: str) -> None:
+    """Leaves the reason for the report and for `make status`; on a full disk that fails too, and is let be."""
+    epoch = 0
+    with contextlib.suppress(RecordError):
+        epoch = len(read_json(folder / PROGRESS).get("history", []))
+    failure = {"reason": reason, "epoch": epoch, "fingerprint": params.fingerprint, "when": now()}
+    with contextlib.suppress(OSError):
+        write_json(folder / FAILURE, failure)
 
 
 def _of_this_run(path: Path, params: Params) -> dict | None:

@@ -69,12 +69,12 @@ def schedule(kind: str, t: float) -> float:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a run; TrainingError where the one asked for is not there."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    """The device of a run; TrainingError where the one asked for cannot be used."""
+    machine.use_cores()
     if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
-    if not there[name]:
-        raise TrainingError(f"device={name}: there is none here, give device=cpu or auto")
+        name = machine.best_device()
+    if fault := machine.device_fault(name):
+        raise TrainingError(f"device={name}: {fault}, give device=cpu or auto")
     return torch.device(name)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib import records
+from lib import machine, records
 from lib.data import download
 from lib.params import Params
 
@@ -30,3 +30,13 @@ def reports(tmp_path, monkeypatch):
 def tiny():
     """Makes the parameters of a run of a second."""
     return lambda **values: Params.of(**{**TINY, **values})
+
+
+@pytest.fixture
+def devices():
+    """What was found out about devices is found out anew in this test, and again after it."""
+    for clear in (machine.best_device.cache_clear, machine.device_fault.cache_clear):
+        clear()
+    yield
+    for clear in (machine.best_device.cache_clear, machine.device_fault.cache_clear):
+        clear()

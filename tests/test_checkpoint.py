@@ -1,5 +1,6 @@
 """Checkpoints: atomic, one previous kept, damage noticed, nothing executed."""
 
+import errno
 import hashlib
 import io
 import os
@@ -126,3 +127,72 @@ def test_only_two_are_kept_and_a_record_ends_them_but_none_that_came_after_it(tm
     save(tmp_path, other(4))
     checkpoint.remove(tmp_path)
     assert load(tmp_path)["epoch"] == 4
+
+
+# ------------------------------------------------------------------------------------------------ poor disks
+
+
+def is_folder(descriptor):
+    return os.path.isdir(f"/proc/self/fd/{descriptor}")
+
+
+def refuse(monkeypatch, name, number, when=lambda *arguments: True):
+    """os.NAME answers with an error, as some mounts do, and counts how often."""
+    function, asked = getattr(os, name), []
+
+    def refused(*arguments, **named):
+        if when(*arguments):
+            asked.append(arguments)
+            raise OSError(number, os.strerror(number))
+        return function(*arguments, **named)
+
+    monkeypatch.setattr(os, name, refused)
+    return asked
+
+
+def saves(folder):
+    """Whether three saves leave the last two, and nothing else."""
+    for epoch in (1, 2, 3):
+        save(folder, other(epoch))
+    held = [checkpoint._read(path)["epoch"] for path in (folder / records.CHECKPOINT, checkpoint.previous(folder))]
+    return held == [3, 2] and len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EIO, errno.EACCES, errno.EBADF])
+def test_a_folder_that_cannot_be_flushed_or_opened_stops_nothing(tmp_path, monkeypatch, number):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    asked = refuse(monkeypatch, "fsync", number, is_folder)
+    assert saves(tmp_path / "a") and len(asked) == 3
+    asked = refuse(monkeypatch, "open", number, lambda path, *_: os.path.isdir(path))
+    assert saves(tmp_path / "b") and len(asked) == 3
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+def test_a_disk_that_flushes_nothing_and_has_no_permissions_stops_nothing(tmp_path, monkeypatch, number):
+    asked = refuse(monkeypatch, "fsync", number)
+    asked_too = refuse(monkeypatch, "chmod", errno.EPERM)
+    assert saves(tmp_path) and len(asked) == 6 and len(asked_too) == 3
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_a_file_that_does_not_reach_the_disk_is_an_error_and_the_last_one_stays(tmp_path, monkeypatch, number):
+    save(tmp_path, other(1))
+    refuse(monkeypatch, "fsync", number, lambda descriptor: not is_folder(descriptor))
+    with pytest.raises(OSError, match=os.strerror(number)):
+        save(tmp_path, other(2))
+    assert load(tmp_path)["epoch"] == 1 and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EEXIST, errno.EPERM, errno.EACCES, errno.EINVAL])
+def test_a_disk_that_renames_to_free_names_only_stops_nothing(tmp_path, monkeypatch, number):
+    asked = refuse(monkeypatch, "replace", number, lambda source, target: os.path.exists(target))
+    assert saves(tmp_path) and len(asked) == 1
+
+
+def test_a_rename_that_fails_for_another_reason_takes_nothing_away(tmp_path, monkeypatch):
+    records.write_bytes(tmp_path / "file", b"old")
+    refuse(monkeypatch, "replace", errno.EIO)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        records.write_bytes(tmp_path / "file", b"new")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]

@@ -1,11 +1,13 @@
 """Fetching CIFAR-10: every format gives the same bytes, damage is named, two cold processes do each other no harm."""
 
+import errno
 import io
 import json
 import pickle
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,8 +15,9 @@ import pytest
 from PIL import Image
 
 from lib.data import download
-from lib.data.download import COPY, NPM_FILE, OFFICIAL, DataError
+from lib.data.download import COPY, NPM_FILE, OFFICIAL, UNPACKED, DataError
 from lib.data.loader import MEAN, STD
+from lib.study import ROOT
 
 
 @pytest.fixture
@@ -101,6 +104,118 @@ def test_the_real_images_have_the_published_statistics(cifar):
     inside = (cifar["train_images"] / 255).std((1, 2)).mean(0)
     np.testing.assert_allclose(inside, STD["images"], atol=2e-4)  # as it circulates, with four digits
     assert np.bincount(cifar["test_labels"]).tolist() == [1000] * 10
+
+
+def unpack(folder, arrays):
+    """The authors' batches as torchvision leaves them: unpacked, with a file that is not needed."""
+    make_official(folder / "made", arrays)
+    with tarfile.open(folder / "made") as archive:
+        archive.extractall(folder, filter="data")
+    (folder / "made").unlink()
+    (folder / UNPACKED / "batches.meta").write_bytes(b"names")
+    return folder / UNPACKED
+
+
+def untouched(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("how", ["inside", "a link", "the folder itself", "beside a damaged archive"])
+def test_what_torchvision_has_unpacked_is_used(tmp_path, monkeypatch, small, how):
+    only(monkeypatch, placed=download.from_placed)
+    there = unpack(tmp_path, small)
+    folder = tmp_path
+    if how == "a link":
+        folder = tmp_path / "data"
+        folder.mkdir()
+        (folder / UNPACKED).symlink_to(there)
+    elif how == "the folder itself":
+        folder = there
+    elif how == "beside a damaged archive":
+        (tmp_path / OFFICIAL).write_bytes(b"half of it")
+    assert same(download.cifar10(str(folder)), small)
+    assert (folder / COPY).exists()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("make", [unpack, lambda folder, arrays: make_npm(folder / NPM_FILE, arrays)])
+def test_a_folder_with_the_data_needs_no_room_and_no_permission(tmp_path, monkeypatch, small, make, number):
+    def refuse(*_, **__):
+        raise OSError(number, "no room")
+
+    make(tmp_path, small)
+    if (tmp_path / NPM_FILE).exists():
+        accept(monkeypatch, tmp_path / NPM_FILE)
+    before = untouched(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "lock", refuse)
+        assert same(download.cifar10(str(tmp_path)), small)
+    assert untouched(tmp_path) == before
+    monkeypatch.setattr(np, "savez", refuse)  # the lock can be had, but there is no room for the copy
+    assert same(download.cifar10(str(tmp_path)), small)
+    assert untouched(tmp_path) == {*before, ".fetch.lock"}
+
+
+def test_a_read_only_folder_without_the_data_is_one_line(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(download, "lock", refuse)
+    with pytest.raises(
+        DataError, match=r"Read-only file system; .* give another data_dir or CONVMIXER_DATA"
+    ) as refusal:
+        download.cifar10(str(tmp_path))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("damage", ["a file missing", "truncated", "wrong labels", "no pickle", "other names"])
+def test_unpacked_batches_that_are_damaged_are_named(tmp_path, monkeypatch, small, damage):
+    only(monkeypatch, placed=download.from_placed)
+    batch = unpack(tmp_path, small) / "data_batch_3"
+    if damage == "a file missing":
+        batch.unlink()
+    elif damage == "truncated":
+        batch.write_bytes(truncated(batch.read_bytes()))
+    elif damage == "no pickle":
+        batch.write_bytes(web_page(b""))
+    else:
+        values = pickle.loads(batch.read_bytes())
+        names = {"other names": {"data": 1}, "wrong labels": {**values, b"labels": [0] * 20}}
+        batch.write_bytes(pickle.dumps(names[damage]))
+    with pytest.raises(DataError, match=f"{tmp_path}/{UNPACKED}: "):
+        download.cifar10(str(tmp_path))
+
+
+class Trap:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_not_executed(tmp_path, monkeypatch, capsys, small):
+    only(monkeypatch, placed=download.from_placed)
+    (unpack(tmp_path, small) / "test_batch").write_bytes(pickle.dumps({b"data": Trap(), b"labels": []}))
+    with pytest.raises(DataError, match=f"{UNPACKED}: holds builtins.print, which is no array"):
+        download.cifar10(str(tmp_path))
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_batches_that_python_2_has_pickled_are_read(tmp_path):
+    """As the authors' are: texts of bytes, and the array's memory as such a text."""
+    start = b"\x80\x02}q\x01U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array = b"(K\x01K\x02K\x03\x86" + dtype + b"\x89U\x06\x00\x01\xfd\xfe\xff\x80tb"
+    values = download._ArraysOnly(io.BytesIO(start + array + b"s."), encoding="bytes").load()
+    assert values[b"data"].tolist() == [[0, 1, 253], [254, 255, 128]] and values[b"data"].dtype == np.uint8
+
+
+def test_where_the_data_lies_is_the_runs_or_the_environments_to_say(tmp_path, monkeypatch):
+    monkeypatch.delenv("CONVMIXER_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert download.data_folder() == ROOT / "data"
+    for value, folder in (("", ROOT / "data"), ("near", ROOT / "near"), ("/far", "/far"), ("~/x", tmp_path / "x")):
+        monkeypatch.setenv("CONVMIXER_DATA", value)
+        assert download.data_folder() == Path(folder)
+    assert download.data_folder(str(tmp_path)) == tmp_path
 
 
 @pytest.mark.parametrize("name, make", [(NPM_FILE, make_npm), (OFFICIAL, make_official)])

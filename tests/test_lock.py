@@ -1,5 +1,7 @@
 """One owner a run: the second is told who has it, and a killed one leaves no lock."""
 
+import errno
+import fcntl
 import subprocess
 import sys
 
@@ -60,4 +62,29 @@ def test_the_lock_is_free_again_after_an_error(tmp_path):
 def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OwnerError, match="nothing was trained"), own(tmp_path / "file" / "run"):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_disk_without_locks_is_said_and_trains(tmp_path, monkeypatch, capsys, number):
+    def no_locks(*_):
+        raise OSError(number, "no such thing here")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with claim(tmp_path) as ours, own(tmp_path):
+        assert ours
+    assert holder(tmp_path) is None
+    said = capsys.readouterr().err
+    # filelock itself knows another way where the system has no such call at all.
+    assert said == (
+        "" if number == errno.ENOSYS else f"{tmp_path}: no locks on this disk; start nothing twice at a time\n"
+    )
+
+
+def test_a_lock_that_fails_for_another_reason_is_an_error(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with pytest.raises(OwnerError, match="Input/output error; nothing was trained"), own(tmp_path):
         pass

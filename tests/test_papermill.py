@@ -1,20 +1,25 @@
 """`papermill notebooks/train.ipynb ...` as a user types it: at a terminal, redirected, from two folders, mistyped."""
 
 import asyncio
+import dataclasses
 import gc
 import logging
 import os
 import pty
 import subprocess
 
-import papermill.engines  # noqa: F401  as in real life: it is papermill that loads the plugin
+import nbformat
+import papermill.cli  # loads the plugin
 import pytest
 from nbclient.exceptions import DeadKernelError
+from nbformat.reader import NotJSONError
+from nbformat.v4 import new_code_cell
 
 from copy_of import Copy
 from lib import records, study
+from lib.params import Params, UserError
 from lib.runs import papermill_plugin
-from lib.runs.papermill_plugin import prepare
+from lib.runs.papermill_plugin import KernelError
 
 SMOKE = ("-f", "params/studies/smoke.yaml", "-p", "patch", "4", "-p", "epochs", "1")
 RUN = "reports/smoke/runs/k9-p4-epochs1-seed0"
@@ -81,12 +86,20 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize("words, line", MISTAKES)
-def test_a_mistake_is_one_line_and_nothing_is_written(monkeypatch, tmp_path, capsys, words, line):
+@pytest.fixture
+def typed(monkeypatch, tmp_path):
+    """Types a call of papermill in the repository: what would be executed, or SystemExit."""
+    executed = {}
     monkeypatch.setattr(records, "REPORTS", tmp_path / "reports")
     monkeypatch.chdir(study.ROOT)
+    monkeypatch.setattr(papermill.cli, "execute_notebook", lambda **options: executed.update(options))
+    return lambda *words: papermill.cli.papermill.main(words, standalone_mode=False) or executed
+
+
+@pytest.mark.parametrize("words, line", MISTAKES)
+def test_a_mistake_is_one_line_and_nothing_is_written(typed, tmp_path, capsys, words, line):
     with pytest.raises(SystemExit) as end:
-        prepare(["papermill", "notebooks/train.ipynb", *words])
+        typed("notebooks/train.ipynb", *words)
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith(f"train.ipynb: {line}") and error.count("\n") == 1
@@ -128,27 +141,74 @@ def test_what_waited_for_a_dead_kernel_leaves_no_trace(caplog, error, said):
     assert len(caplog.records) == said
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("other.ipynb", "-p", "kernal", "7"),
-        ("notebooks/train.ipynb", "--help-notebook"),
-        ("--version",),
-        (),
-    ],
-)
-def test_other_calls_are_left_as_they_are(monkeypatch, words):
-    monkeypatch.chdir(study.ROOT)
-    assert prepare(["papermill", *words]) == ["papermill", *words]
+def test_other_notebooks_are_executed_as_they_are(typed, tmp_path):
+    executed = typed(str(tmp_path / "other.ipynb"), str(tmp_path / "x" / "output.ipynb"), "-p", "kernal", "7")
+    assert executed["parameters"] == {"kernal": 7}
+    assert (executed["engine_name"], executed["kernel_name"], executed["stdout_file"]) == (None, None, None)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("before", [(), ("-p", "kernel", "7"), ("--log-level", "ERROR"), ("-k", "python3")])
-def test_the_output_path_goes_where_papermill_looks_for_it(monkeypatch, tmp_path, before):
-    monkeypatch.setattr(records, "REPORTS", tmp_path)
-    monkeypatch.chdir(study.ROOT)
-    monkeypatch.setattr(papermill_plugin.sys, "excepthook", None)
-    argv = prepare(["papermill", *before, "notebooks/train.ipynb", "-p", "patch", "2"])
-    at = argv.index("notebooks/train.ipynb")
-    kernel = 7 if "7" in before else 9
-    assert argv[at + 1] == str(tmp_path / "own" / "runs" / f"k{kernel}-p2-seed0" / "train.ipynb")
-    assert argv[at + 2 :] == ["-p", "patch", "2", "--no-progress-bar", "--stdout-file", "-", "--stderr-file", "-"]
+def test_without_an_output_path_it_goes_beside_the_record_and_every_parameter_is_passed(typed, tmp_path, before):
+    executed = typed(*before, "notebooks/train.ipynb", "-p", "patch", "2", "-y", "{seeds: [1], lr: 1e-2}")
+    params = Params(kernel=7 if "7" in before else 9, patch=2, lr=0.01)
+    assert executed["parameters"] == dataclasses.asdict(params)
+    folder = tmp_path / "reports" / "own" / "runs" / f"k{params.kernel}-p2-lr0.01-seed0"
+    assert executed["output_path"] == str(folder / "train.ipynb") and folder.is_dir()
+    assert executed["stdout_file"] and not executed["progress_bar"]
+
+
+@pytest.mark.parametrize("options", [(), ("-k", "conda-env-x-py", "--engine", "nbclient")])
+@pytest.mark.parametrize("notebook", ["train", "explore"])
+def test_the_kernel_is_this_environments_and_the_folder_for_the_output_is_made(typed, tmp_path, notebook, options):
+    output = tmp_path / "no" / "such" / "output.ipynb"
+    executed = typed(f"notebooks/{notebook}.ipynb", str(output), *options)
+    assert (executed["engine_name"], executed["kernel_name"]) == ("convmixer-cifar10", "python3")
+    assert executed["output_path"] == str(output) and output.parent.is_dir()
+
+
+@pytest.mark.parametrize(
+    "error, line, status",
+    [
+        (NotADirectoryError(20, "Not a directory", "a/file"), "a/file: Not a directory", 1),
+        (FileNotFoundError("output folder x{kernel} doesn't exist."), "output folder x{kernel} doesn't exist.", 1),
+        (NotJSONError("Notebook does not appear to be JSON"), "Notebook does not appear to be JSON", 1),
+        (KernelError("the kernel did not start (x)"), "the kernel did not start (x)", 1),
+        (KeyboardInterrupt(), "interrupted; the same command goes on", 130),
+    ],
+)
+def test_what_papermill_meets_is_one_line(typed, monkeypatch, capsys, error, line, status):
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr(papermill.cli, "execute_notebook", fail)
+    with pytest.raises(SystemExit) as end:
+        typed("notebooks/train.ipynb", "{kernel}.ipynb")
+    assert end.value.code == status
+    assert capsys.readouterr().err.startswith(f"train.ipynb: {line}")
+
+
+def test_a_papermill_of_another_folder_refuses_this_ones_notebook(typed, capsys, copy):
+    """As in a folder that was copied with its .venv, whose programs still are the old folder's."""
+    with pytest.raises(SystemExit) as end:
+        typed(str(copy.root / "notebooks" / "train.ipynb"))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        f"train.ipynb: this papermill is the one of {study.ROOT}; `make setup` gives {copy.root} its own, in .venv\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "changed, line",
+    [
+        (lambda cells: cells[2].metadata.pop("tags"), "not one cell has the tag `parameters`; `git checkout "),
+        (lambda cells: cells.append(cells[2]), "not one cell has the tag `parameters`; `git checkout "),
+        (lambda cells: cells.append(new_code_cell("lr = 0.1")), "another cell than the first sets lr too; "),
+    ],
+)
+def test_a_notebook_that_would_not_train_what_it_is_given_is_refused_before_a_kernel_starts(changed, line):
+    notebook = nbformat.read(study.ROOT / "notebooks" / "train.ipynb", as_version=4)
+    changed(notebook.cells)
+    notebook.metadata.papermill = {"parameters": dataclasses.asdict(Params())}
+    with pytest.raises(UserError, match=line):
+        papermill_plugin.Engine.execute_notebook(notebook, "python3", output_path="/nowhere")

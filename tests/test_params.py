@@ -42,6 +42,10 @@ REFUSED = [
     ({"batch_size": 0}, "batch_size=0: give 1 or more"),
     ({"batch_size": 50_000}, "batch_size=50000: there are only 45000 training images"),
     ({"batch_size": 64, "train_size": 10}, "batch_size=64: there are only 10 training images"),
+    ({"patch": 32, "train_size": 513}, "batch_size=64: 513 training images in batches of 64 leave one alone"),
+    ({"patch": 32, "val_size": 4990, "batch_size": 15_003}, "batch_size=15003: 45010 training images in batches of"),
+    ({"patch": 32, "batch_size": 1}, "batch_size=1: at patch=32 BatchNorm needs 2 images or more"),
+    ({"patch": 32, "batch_size": 1, "train_size": 1}, "batch_size=1: at patch=32 BatchNorm needs 2 images or more"),
     ({"train_size": 46_000}, "train_size=46000: 45000 training images are left"),
     ({"val_size": 5005}, "val_size=5005: give a multiple of 10"),
     ({"val_size": 0}, "select=best_val: best_val needs val_size above 0"),
@@ -88,19 +92,22 @@ def test_the_notebook_offers_exactly_these_parameters():
     assert Params.of_notebook(namespace) == Params()
 
 
-def test_a_notebook_may_hold_other_objects_but_no_other_plain_values():
-    namespace = {
-        "kernel": 7,
-        "settings": ["a"],
-        "In": [],
-        "Out": {},
-        "_i": "x",
-        "PAPERMILL_INPUT_PATH": "x",
-        "np": dataclasses,
-    }
-    assert Params.of_notebook(namespace) == Params(kernel=7)
-    with pytest.raises(ParameterError, match="did you mean kernel"):
-        Params.of_notebook({**namespace, "kernal": 3})
+def test_a_notebook_may_hold_whatever_its_parameters_cells_have_not_set():
+    """Jupyter keeps in `In` what was run; the rest is of later cells, of PYTHONSTARTUP, of papermill."""
+    namespace = {"kernel": 7, "original_ps1": ">>> ", "best": 90.1, "np": dataclasses, "PAPERMILL_INPUT_PATH": "x"}
+    cells = ["", notebook_cell(), "# Parameters\nkernel = 7\nseeds = [0]\nPAPERMILL_INPUT_PATH = 'x'\n"]
+    cells += ["epochs = 5\nnote = 'mine'", "%matplotlib", "best = 90.1", "shown[0] = a.b = 1"]
+    assert Params.of_notebook({**namespace, "In": cells}) == Params(kernel=7)
+
+
+@pytest.mark.parametrize(
+    "cell", [f"{notebook_cell()}\nkernal = 7", "# Parameters\nkernal = 7\n", "lr = seed = kernal = 1"]
+)
+def test_a_misspelt_name_in_a_parameters_cell_is_refused_until_the_cell_is_mended(cell):
+    with pytest.raises(ParameterError, match=r"kernal: unknown parameter, did you mean kernel\?"):
+        Params.of_notebook({"kernel": 7, "In": ["", notebook_cell(), cell, "print(kernal)"]})
+    mended = cell.replace("kernal", "kernel")
+    assert Params.of_notebook({"kernel": 7, "In": ["", cell, mended]}) == Params(kernel=7)
 
 
 OTHER = {

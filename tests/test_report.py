@@ -46,8 +46,7 @@ def copy(tmp_path_factory):
     home = tmp_path_factory.mktemp("Über uns") / "the copy"
     for name in ("lib", "notebooks", "params"):
         shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__", "*.ipynb_checkpoints"))
-    (home / "blocked" / "torch").mkdir(parents=True)
-    (home / "blocked" / "torch" / "__init__.py").write_text(NO_TORCH)
+    (home / "torch.py").write_text(NO_TORCH)
     with pytest.MonkeyPatch.context() as patch:
         made.place(patch, home)
         part = made.study("part", seeds=range(2), purpose="Text with <script>alert(1)</script> & more.")
@@ -64,7 +63,7 @@ def built(copy) -> subprocess.CompletedProcess:
 
 
 def build(copy: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": f"{copy}{os.pathsep}{copy / 'blocked'}"}
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
     command = [sys.executable, "-m", "lib.report", *arguments]
     return subprocess.run(command, cwd=cwd or copy, env=environment, capture_output=True, text=True, timeout=200)
 

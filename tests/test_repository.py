@@ -1,6 +1,8 @@
 """The repository itself: pins, notebooks without outputs, nothing ignored that is source, rules of the layout."""
 
 import ast
+import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -39,9 +41,18 @@ def test_a_notebook_is_committed_as_nobody_has_run_it(path):
     assert not any("class " in cell.source for cell in code)
 
 
-def test_git_keeps_the_source_and_the_records_and_nothing_else_of_a_run():
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+def test_git_keeps_the_source_and_the_records_and_nothing_else_of_a_run(tmp_path):
+    """In a repository of its own: a ZIP download is none, and a checkout may be another owner's."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    clean |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    subprocess.run(["git", "init", "-q", tmp_path], env=clean, check=True)
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+
     def ignored(*paths):
-        done = subprocess.run(["git", "check-ignore", *paths], cwd=ROOT, capture_output=True, text=True)
+        command = ["git", "check-ignore", *paths]
+        done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True)
+        assert done.returncode in (0, 1), done.stderr  # 1: none of them
         return set(done.stdout.split())
 
     run = "reports/quick/runs/k9-p1-seed0"
@@ -59,17 +70,19 @@ def test_git_keeps_the_source_and_the_records_and_nothing_else_of_a_run():
 # Whatever stands further down may import what stands above it, and nothing else.
 BELOW = {
     "params": (),
+    "venv": (),
     "study": ("params",),
     "records": ("params", "study"),
+    "kernel": ("study",),
     "machine": ("study",),
     "model": ("params",),
-    "native": ("params", "model"),
+    "native": ("params", "study", "model"),
     "data": ("params", "study", "records", "native"),
     "checkpoint": ("params", "records"),
-    "explore": ("params", "records", "model", "data"),
+    "explore": ("params", "study", "records", "machine", "model", "data"),
     "train": ("params", "records", "model", "data", "native", "checkpoint", "machine"),
-    "runs": ("params", "study", "records", "machine", "model", "data", "checkpoint", "explore", "train"),
-    "report": ("params", "study", "records"),
+    "runs": ("params", "study", "records", "kernel", "machine", "model", "data", "checkpoint", "explore", "train"),
+    "report": ("params", "study", "records", "kernel"),
     "bench": ("runs",),
     "verify": ("params", "study", "records", "machine", "data", "explore", "train", "report"),
 }
@@ -136,7 +149,7 @@ def test_the_readme_says_what_the_published_records_say(monkeypatch):
     assert readme.filled(text) == text
 
 
-def test_parameters_and_published_figures_need_the_standard_library_only():
-    for name in ("params", "report/published"):
+def test_parameters_published_figures_and_the_set_up_need_the_standard_library_only():
+    for name in ("params", "report/published", "venv"):
         for module in imports(ROOT / "lib" / f"{name}.py", anywhere=True):
             assert module.split(".")[0] in {*sys.stdlib_module_names, "lib"}

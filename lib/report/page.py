@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from lib import records
+from lib import kernel, records
 from lib import study as studies
 from lib.params import ParameterError, UserError
 from lib.study import ROOT
@@ -50,23 +50,18 @@ def build(study: str) -> Path:
 def execute(study: str, output: Path):
     """Runs the summary notebook for a study with papermill; returns the executed notebook, which `output` holds too."""
     import papermill
-    from jupyter_client.kernelspec import NoSuchKernel
-    from nbclient.exceptions import DeadKernelError
+    from nbformat.reader import NotJSONError
 
     try:
         return papermill.execute_notebook(
-            NOTEBOOK, output, {"study": study}, kernel_name="python3", progress_bar=False, cwd=NOTEBOOK.parent,
-            extra_arguments=["--log-level=CRITICAL"],  # of unencrypted sockets, and of being interrupted when it ends
+            NOTEBOOK, output, {"study": study}, kernel_name=kernel.NAME, language=kernel.LANGUAGE,
+            engine_name=kernel.ENGINE, progress_bar=False, cwd=NOTEBOOK.parent,
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         where = f"cell {error.exec_count} of {NOTEBOOK.relative_to(ROOT)}"
         raise ReportError(f"{where}: {error.ename}: {error.evalue} (the whole story is in {output})") from None
-    except DeadKernelError:
-        raise ReportError(
-            f"the kernel that runs {NOTEBOOK.relative_to(ROOT)} died, perhaps of too little memory"
-        ) from None
-    except NoSuchKernel as error:
-        raise ReportError(f"Jupyter knows no kernel {error.name}: `make setup` installs it") from None
+    except (UserError, NotJSONError, papermill.exceptions.PapermillException) as error:
+        raise ReportError(f"{NOTEBOOK.relative_to(ROOT)}: {error}") from None
 
 
 def html(notebook, title: str) -> str:

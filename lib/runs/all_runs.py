@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,14 +21,16 @@ from pathlib import Path
 
 import yaml
 
-from lib import machine, records
+from lib import kernel, machine, records
 from lib.data.download import DataError, cifar10
-from lib.params import ParameterError, Params
+from lib.params import ParameterError
 from lib.records import span
 from lib.runs.lock import claim, holder
 from lib.study import ROOT, Run, Study, load, names
 
 NOTEBOOK = ROOT / "notebooks" / "train.ipynb"
+# How papermill ends if it was stopped (see papermill_plugin) or by a signal that does so: not of itself.
+STOPPED = (130, *(-number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)))
 STARTING = 14  # seconds that papermill, a kernel and its imports take before a run trains
 
 
@@ -132,17 +135,19 @@ def train(study: Study, run: Run, jobs: int) -> bool:
             print(f"{run.name}: left to {who or holder(folder) or 'another process'}", flush=True)
             return False
         if not (folder / records.RESULT).exists():
-            execute(notebook_command(run, folder), {**os.environ, **share(jobs)})
+            with contextlib.suppress(OSError):  # a folder where nothing can be written; the run itself says so
+                (folder / records.FAILURE).unlink(missing_ok=True)
+            reason = execute(notebook_command(run, folder), {**kernel.environment(), **share(jobs)})
+            if reason is not None and not any((folder / name).exists() for name in (records.RESULT, records.FAILURE)):
+                records.note_failure(folder, run.params, reason)
         return True
 
 
 def notebook_command(run: Run, folder: Path) -> list[str]:
-    """papermill's command line for a run: what differs from the defaults, and where the executed notebook goes."""
-    usual = Params()
-    values = {f.name: getattr(run.params, f.name) for f in dataclasses.fields(Params)}
-    values = {name: value for name, value in values.items() if value != getattr(usual, name)}
+    """papermill's command line for a run: every parameter, and where the executed notebook goes."""
+    values = {**dataclasses.asdict(run.params), "setting": run.settings[0]}
     command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(folder / records.NOTEBOOK), "--cwd", str(ROOT)]
-    command += ["-y", yaml.safe_dump({**values, "setting": run.settings[0]})]
+    command += ["-y", yaml.safe_dump(values), "-k", kernel.NAME, "-l", kernel.LANGUAGE, "--engine", kernel.ENGINE]
     return [*command, "--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-", "--stderr-file", "-"]
 
 
@@ -155,14 +160,24 @@ _executing: set[subprocess.Popen] = set()
 _stopped = threading.Event()
 
 
-def execute(command: list[str], environment: dict) -> None:
-    """Runs a program to its end, or until this one is stopped."""
-    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as process:
+def execute(command: list[str], environment: dict) -> str | None:
+    """Runs a program to its end, or until this one is stopped; None if either is stopped, else its last words."""
+    options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **options) as process:
         _executing.add(process)
         if _stopped.is_set():  # a moment too late to be among those that were terminated
             process.terminate()
-        process.wait()
+        said = ""
+        for line in process.stderr:
+            sys.stderr.write(line)
+            said = line.strip() or said
+        status = process.wait()
         _executing.discard(process)
+    if _stopped.is_set() or status in STOPPED:
+        return None
+    if status == 0:
+        return f"{NOTEBOOK.relative_to(ROOT)} ran to its end and left no record of this run: was it changed?"
+    return re.sub(r"\x1b\[[\d;]*m", "", said)[:500] or f"papermill ended with status {status}"
 
 
 @contextlib.contextmanager
@@ -192,7 +207,9 @@ def announce(study: Study, todo: list[Run], jobs: int) -> str:
             if kind not in whole:
                 try:
                     whole[kind] = aside.submit(measured, run).result()
-                except concurrent.futures.BrokenExecutor:  # killed for want of memory: the run will say so itself
+                except ParameterError:
+                    raise
+                except Exception:  # killed for want of memory, or a module is broken: the run will say so itself
                     whole[kind] = None
             if whole[kind] is not None:
                 seconds.append(whole[kind] * (1 - epochs_done[run.name] / p.epochs) + STARTING)

@@ -244,6 +244,7 @@ def process(target, *arguments) -> Iterator[Connection]:
 def alone(target, pipe: Connection, *arguments) -> None:
     """In the fresh process: Ctrl-C is for the main process, which ends this one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    machine.use_cores()
     target(pipe, *arguments)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import filelock
 
 from lib.params import UserError
+from lib.records import lock
 
 LOCK, CLAIM, OWNER = ".lock", ".claim", ".owner"
 # Seconds for an owner to go: a kernel lives on for a moment when its papermill has been killed, and who only looks
@@ -30,7 +31,7 @@ def own(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(filelock.FileLock(folder / LOCK, timeout=PATIENCE))
+            held.enter_context(lock(folder / LOCK, PATIENCE))
             _sign(folder)
         except filelock.Timeout:
             raise Locked(f"{folder.name}: locked by {_name(folder)}; wait for it or stop it") from None

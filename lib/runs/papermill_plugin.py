@@ -1,50 +1,71 @@
 """Makes `papermill notebooks/train.ipynb -p kernel 9` work as typed.
 
-papermill loads this module through an entry point before it reads its arguments. For this repository's training
-notebook, and for nothing else, it
+papermill loads this module through an entry point. Of its calls for this repository's notebooks, and of no others, it
+- runs the notebook with this environment's Python and this folder's lib,
+- makes the folder for the executed notebook,
+- reduces an error that the user can mend to its one line;
+and where it is the training notebook, it
 - checks the parameters before a kernel starts: one line and exit status 2 instead of a run with the defaults,
+- passes every parameter, so that a value saved in the notebook's cell is not one that nobody sees on the command line,
 - gives the executed notebook a place beside the record where the call names none, and says so on stderr,
-- shows the training's own lines in the terminal,
-- reduces an error that the user can mend to its one line.
+- shows the training's own lines in the terminal.
 """
 
-import argparse
 import base64
+import dataclasses
 import logging
 import sys
 from pathlib import Path
 
+import click
+import yaml
 from nbclient.exceptions import DeadKernelError
-from papermill.engines import NBClientEngine, papermill_engines
-from papermill.exceptions import PapermillExecutionError
+from nbformat.reader import NotJSONError
+from papermill.engines import NBClientEngine
+from papermill.exceptions import PapermillException, PapermillExecutionError
 
-from lib import records
-from lib.params import Params
+from lib import kernel, records
+from lib.params import ParameterError, Params, UserError, assigned
 from lib.study import ROOT, parse_yaml, read_yaml
 
 NOTEBOOK = ROOT / "notebooks" / "train.ipynb"
+PARAMETERS = ("base64", "file", "yaml", "", "raw")  # papermill's options for them, a later one over an earlier one
 
-GOES_ON = "the same command goes on from the last checkpoint"
+
+class KernelError(UserError):
+    """The kernel did not start: why, as far as it said so."""
+
+
+class KernelKilled(KernelError):
+    """The kernel died, not of itself."""
 
 
 class Engine(NBClientEngine):
-    """papermill's usual engine, without what its kernel says of itself (that its sockets are not encrypted)."""
+    """papermill's usual engine with a kernel of ours. Raises KernelError, and before a kernel starts UserError."""
+
+    @classmethod
+    def execute_notebook(cls, nb, kernel_name, **options):
+        given = nb.metadata.papermill.get("parameters", {})
+        tags = [cell.metadata.get("tags", ()) for cell in nb.cells]
+        if given and sum("parameters" in tag for tag in tags) != 1:  # what is given must come after the defaults
+            raise UserError("not one cell has the tag `parameters`; `git checkout notebooks` brings it back")
+        for cell, tag in zip(nb.cells, tags, strict=True):
+            if cell.cell_type == "code" and not {"parameters", "injected-parameters"}.intersection(tag):
+                for name in given.keys() & set(assigned(cell.source)):
+                    raise UserError(f"another cell than the first sets {name} too; give it with -p instead")
+        return super().execute_notebook(nb, kernel.NAME, **options)
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, **options):
-        # A kernel that is interrupted would print the trace of its own loop too,
-        options.setdefault("extra_arguments", ["--log-level=CRITICAL"])
-        # and asyncio, if the kernel is gone by then, that of what was waiting for its answer.
+        # asyncio would print the trace of what was waiting for a kernel's answer, if it is gone by then.
         logging.getLogger("asyncio").addFilter(not_the_end_of_a_kernel)
-        try:
-            return super().execute_managed_notebook(nb_man, kernel_name, **options)
-        except KeyboardInterrupt:  # papermill makes it "Aborted!"
-            print(f"train.ipynb: interrupted; {GOES_ON}", file=sys.stderr)
-            raise
-        except DeadKernelError:  # papermill would show its whole trace
-            hint = "if it was for want of memory, lower batch_size, dim or depth, or raise patch"
-            print(f"train.ipynb: the kernel was killed ({hint}); {GOES_ON}", file=sys.stderr)
-            raise SystemExit(138) from None
+        with kernel.kernel() as ours:
+            try:
+                return super().execute_managed_notebook(nb_man, kernel_name, kernel_manager_class=ours, **options)
+            except DeadKernelError:
+                raise KernelKilled(f"the kernel was killed{ours.last_words()}") from None
+            except RuntimeError as error:  # jupyter_client's, of a kernel that has never answered
+                raise KernelError(f"the kernel did not start: {error}{ours.last_words()}") from None
 
 
 def not_the_end_of_a_kernel(record: logging.LogRecord) -> bool:
@@ -52,89 +73,83 @@ def not_the_end_of_a_kernel(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], DeadKernelError))
 
 
-def prepare(argv: list[str]) -> list[str]:
-    """The command line as papermill should see it; SystemExit(2) for parameters that cannot be."""
-    try:
-        call, _ = _parser().parse_known_intermixed_args(argv[1:])
-    except argparse.ArgumentError as error:
-        if not any(Path(word).resolve() == NOTEBOOK for word in argv[1:]):
-            return argv  # for papermill to complain of
-        print(f"train.ipynb: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    if not call.paths or Path(call.paths[0]).resolve() != NOTEBOOK or call.help:
-        return argv
-    sys.excepthook = _one_line
-    papermill_engines.register(None, Engine)
-    try:
-        params = Params.of(**_parameters(call))
-    except ValueError as error:  # a ParameterError, or no base64
-        print(f"train.ipynb: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    # Every name has been checked: papermill's own warning would name only what a study's file says about its runs.
-    logging.getLogger("papermill").addFilter(lambda record: "unknown parameter" not in record.getMessage())
-    if len(call.paths) < 2:
-        output = records.run_folder(params) / records.NOTEBOOK
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            print(f"train.ipynb: {output.parent}: {error.strerror}; nothing was trained", file=sys.stderr)
-            raise SystemExit(2) from None
-        print(f"train.ipynb: no output path given, the executed notebook goes to {output}", file=sys.stderr)
-        # Right behind the notebook: papermill takes the first two words without a dash, wherever they stand.
-        at = argv.index(call.paths[0], 1) + 1
-        argv = [*argv[:at], str(output), *argv[at:]]
-    if not (call.log_output or call.stdout_file):
-        argv = [*argv, "--no-progress-bar", "--stdout-file", "-", "--stderr-file", "-"]
-    return argv
+_invoke = click.Command.invoke
 
 
-def _parameters(call: argparse.Namespace) -> dict:
-    """What the call gives, later ones over earlier ones in papermill's own order."""
+def invoke(command: click.Command, context: click.Context):
+    """click's own, which calls a program with the options that it has read: papermill's, as described above."""
+    notebook = Path(context.params.get("notebook_path") or "-").resolve()
+    ours = getattr(command.callback, "__module__", "") == "papermill.cli" and not context.params["help_notebook"]
+    if not ours or not (notebook.is_relative_to(ROOT) or _elsewhere(notebook)):
+        return _invoke(command, context)
+    status, line, hint = 1, "", "; the same command goes on" if notebook == NOTEBOOK else ""
+    try:
+        prepare(notebook, context.params)
+        return _invoke(command, context)
+    except ParameterError as error:
+        status, line = 2, str(error)
+    except KernelKilled as error:
+        memory = "; if it was for want of memory, lower batch_size, dim or depth, or raise patch" if hint else ""
+        line = f"{error}{memory}{hint}"
+    except KeyboardInterrupt:
+        status, line = 130, f"interrupted{hint}"
+    except PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt":
+            status, line = 130, f"interrupted{hint}"
+        elif len(error.traceback) == 1:  # see run.one_line_errors
+            line = error.evalue
+        else:
+            raise
+    except OSError as error:
+        line = f"{error.filename or 'the executed notebook'}: {error.strerror}" if error.errno else str(error)
+    except (UserError, PapermillException, NotJSONError) as error:
+        line = str(error)
+    print(f"{notebook.name}: {line}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+click.Command.invoke = invoke
+
+
+def prepare(notebook: Path, options: dict) -> None:
+    """Changes papermill's options, by their names in its function; ParameterError for parameters that cannot be."""
+    if not notebook.is_relative_to(ROOT):
+        raise ParameterError(
+            f"this papermill is the one of {ROOT}; `make setup` gives {_elsewhere(notebook)} its own, in .venv"
+        )
+    options |= {"kernel": kernel.NAME, "language": kernel.LANGUAGE, "engine": kernel.ENGINE}
+    output = options["output_path"]
+    if notebook == NOTEBOOK:
+        params = Params.of(**_parameters(options))
+        options |= {f"parameters_{name}".rstrip("_"): () for name in PARAMETERS}
+        options["parameters_yaml"] = (yaml.safe_dump(dataclasses.asdict(params)),)
+        if not output:
+            options["output_path"] = output = str(records.run_folder(params) / records.NOTEBOOK)
+            print(f"{notebook.name}: no output path given, the executed notebook goes to {output}", file=sys.stderr)
+        if not (options["log_output"] or options["stdout_file"]):
+            shown = click.open_file("-", "w", encoding="utf-8")
+            options |= {"progress_bar": False, "stdout_file": shown, "stderr_file": shown}
+    if output and not set(output) & set("{:"):  # neither a pattern nor an address
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+
+
+def _parameters(options: dict) -> dict:
+    """What the call gives, read as strictly as a study's file."""
     values = {}
-    for text in call.parameters_base64 or []:
-        values |= parse_yaml(base64.b64decode(text).decode(errors="replace"), "-b") if text else {}
-    for path in call.parameters_file or []:
+    for text in options["parameters_base64"]:
+        try:
+            text = base64.b64decode(text).decode()
+        except ValueError as error:
+            raise ParameterError(f"-b: {error}") from None
+        values |= parse_yaml(text, "-b")
+    for path in options["parameters_file"]:
         values |= read_yaml(Path(path))
-    for text in call.parameters_yaml or []:
+    for text in options["parameters_yaml"]:
         values |= parse_yaml(text, "-y")
-    values |= dict(call.parameters or [])
-    return values | dict(call.parameters_raw or [])
+    return values | dict(options["parameters"]) | dict(options["parameters_raw"])
 
 
-def _parser() -> argparse.ArgumentParser:
-    """papermill's own options, as far as they tell the words that are paths from the words that are values."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("paths", nargs="*")
-    parser.add_argument("-p", "--parameters", nargs=2, action="append")
-    parser.add_argument("-r", "--parameters_raw", nargs=2, action="append")
-    parser.add_argument("-f", "--parameters_file", action="append")
-    parser.add_argument("-y", "--parameters_yaml", action="append")
-    parser.add_argument("-b", "--parameters_base64", action="append")
-    parser.add_argument(
-        "-h", "--help", "--help-notebook", "--version", "--prepare-only", dest="help", action="store_true"
-    )
-    parser.add_argument("--log-output", action="store_true")
-    parser.add_argument("--stdout-file")
-    for option in ("-k", "-l"):
-        parser.add_argument(option, dest="ignored")
-    for option in ("kernel", "language", "engine", "cwd", "autosave-cell-every", "stderr-file", "log-level",
-                   "start-timeout", "start_timeout", "execution-timeout"):  # fmt: skip
-        parser.add_argument(f"--{option}", dest="ignored")
-    return parser
-
-
-def _one_line(kind: type, error: BaseException, trace) -> None:
-    """sys.excepthook: what a user can mend as one line, anything else as Python shows it."""
-    if isinstance(error, PapermillExecutionError) and len(error.traceback) == 1:  # see run.one_line_errors
-        print(f"train.ipynb: {error.evalue}", file=sys.stderr)
-    elif isinstance(error, KeyboardInterrupt) or getattr(error, "ename", "") == "KeyboardInterrupt":
-        print(f"train.ipynb: interrupted; {GOES_ON}", file=sys.stderr)
-    elif isinstance(error, OSError) and error.errno is not None:
-        print(f"train.ipynb: {error.filename or 'the executed notebook'}: {error.strerror}", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
-
-
-# `python -m papermill` leaves "-m" here while it imports the package.
-if Path(sys.argv[0]).name in ("papermill", "papermill.exe") or sys.orig_argv[1:3] == ["-m", "papermill"]:
-    sys.argv = prepare(sys.argv)
+def _elsewhere(notebook: Path) -> Path | None:
+    """The folder of another copy of this project, if the notebook is in one."""
+    folder = notebook.parent.parent
+    return folder if folder != ROOT and (folder / Path(__file__).relative_to(ROOT)).exists() else None

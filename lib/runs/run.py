@@ -1,6 +1,5 @@
 """One run from parameters to record: whether it is finished, what is written when it is, and when it fails."""
 
-import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from lib.data.download import DIGEST, Arrays, cifar10
 from lib.data.loader import split
 from lib.model import count_parameters, forward_macs, network
 from lib.params import NUMERICS, Params, UserError, run_name
-from lib.records import CLASSES, RecordError, span
+from lib.records import CLASSES, span
 from lib.runs.lock import own
 from lib.study import base_params
 from lib.train import Trained, TrainingError, estimate, fit, pick_device
@@ -46,7 +45,8 @@ def run(p: Params, say: Callable[[str], None] = print) -> dict:
             write_record(folder, record, trained, cifar)
         except (Exception, MemoryError) as error:
             error = readable(error, p, folder)
-            note_failure(folder, p, error)
+            words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            records.note_failure(folder, p, words)
             raise error from None if isinstance(error, UserError) else error
         say(f"{name}  done: {record['test_acc']:.2f} % on the test set, {span(record['seconds'])}")
         return record
@@ -146,17 +146,6 @@ def readable(error: Exception, p: Params, folder: Path) -> Exception:
             "mend that and give the same command again"
         )
     return error
-
-
-def note_failure(folder: Path, p: Params, error: Exception) -> None:
-    """Leaves the reason for the report and for `make status`; on a full disk that fails too, and is let be."""
-    words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    epoch = 0
-    with contextlib.suppress(RecordError):
-        epoch = len(records.read_json(folder / records.PROGRESS).get("history", []))
-    failure = {"reason": words, "epoch": epoch, "fingerprint": p.fingerprint, "when": records.now()}
-    with contextlib.suppress(OSError):
-        records.write_json(folder / records.FAILURE, failure)
 
 
 def announce(p: Params) -> str:

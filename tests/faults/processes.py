@@ -52,14 +52,14 @@ class Attempts:
         history = [{name: value for name, value in epoch.items() if name not in TIMING} for epoch in record["history"]]
         return {
             "weights": (self.folder / records.WEIGHTS).read_bytes(),
-            "predicted": np.load(self.folder / records.PREDICTIONS)["predicted"].tobytes(),
+            "logits": np.load(self.folder / records.ARRAYS)["logits"].tobytes(),
             "history": history,
             **{name: record[name] for name in ("test_acc", "test_loss", "last_test_acc", "selected_epoch")},
         }
 
     def left_over(self) -> set[str]:
         """Files that a finished run should not keep."""
-        kept = {records.RESULT, records.PREDICTIONS, records.WEIGHTS, ".lock", ".claim", ".owner"}
+        kept = {records.RESULT, records.ARRAYS, records.WEIGHTS, ".lock", ".claim", ".owner"}
         return {path.name for path in self.folder.iterdir()} - kept
 
 

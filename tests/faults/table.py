@@ -46,6 +46,15 @@ FAULTS = {
     38: "started from the root, from notebooks/, from a path with spaces and non-ASCII letters: the same result",
     39: "a fresh clone holds lib/; committed notebooks hold no outputs",
     40: "text from a parameter or a file name in the page: escaped",
+    41: "PYTHONSTARTUP, ~/.ipython, PYTHONPATH, MPLBACKEND, matplotlibrc, kernels of the user's: the same run",
+    42: "the notebook saved with other values or another kernel: a study's runs are what its files say, or one line",
+    43: "the folder copied or moved with its .venv, Python upgraded under it: set up anew, its own lib and records",
+    44: "a failure before training: make runs, make status and the page say the reason",
+    45: "cache, home, data or checkout read-only, noexec, no fsync of a folder, no locks: works, or one line",
+    46: "no git, another owner's checkout, a ZIP inside another repository: works, the commit is never a stranger's",
+    47: "a CPU quota, a tied process, OMP_* and affinity variables; a GPU that cannot be used: all cores, none tied",
+    48: "a last batch of one at a map of 1 x 1: refused before training; the smallest sizes beside it train",
+    49: "PIP_USER, PIP_TARGET, a pip.conf, no ensurepip, a set-up that fails: works or one line, nothing half made",
 }
 
 FAST = {
@@ -71,7 +80,7 @@ FAST = {
     21: [("test_checkpoint.py", "damaged")],
     22: [("test_checkpoint.py", "malicious")],
     23: [("test_run.py", "other_parameters"), ("test_params.py", "fingerprint_changes")],
-    24: [("test_owner.py", "who_holds_the_run"), ("test_run.py", "held_is_left")],
+    24: [("test_lock.py", "who_holds_the_run"), ("test_run.py", "held_is_left")],
     26: [("test_run.py", "without_room")],
     27: [("test_run.py", "loss_that_is_no_number")],
     28: [("test_run.py", "finished_run_is_skipped")],
@@ -92,4 +101,37 @@ FAST = {
     38: [("test_papermill.py", "from_the_notebooks_folder"), ("test_papermill.py", "at_a_terminal_a_small_run")],
     39: [("test_repository.py", "committed_as_nobody"), ("test_repository.py", "git_keeps_the_source")],
     40: [("test_tables.py", "escaped"), ("test_report.py", "every_table_and_figure"), ("test_report.py", "escaped")],
+    41: [("test_params.py", "whatever_its_parameters_cells"), ("test_makefile.py", "other_pythons")],
+    42: [("test_papermill.py", "would_not_train_what"), ("test_papermill.py", "kernel_is_this_environments")],
+    43: [
+        ("test_makefile.py", "copied_or_moved"),
+        ("test_makefile.py", "upgraded_or_removed"),
+        ("test_papermill.py", "of_another_folder"),
+    ],
+    44: [("test_runs.py", "fails_before_training")],
+    45: [
+        ("test_compiler.py", "next_place"),
+        ("test_compiler.py", "cannot_be_executed"),
+        ("test_checkpoint.py", "stops_nothing"),
+        ("test_lock.py", "disk_without_locks"),
+        ("test_download.py", "no_room_and_no_permission"),
+        ("test_download.py", "torchvision_has_unpacked"),
+    ],
+    46: [
+        ("test_environment.py", "another_owner"),
+        ("test_environment.py", "never_that_of"),
+        ("test_environment.py", "without_git"),
+    ],
+    47: [
+        ("test_environment.py", "quota"),
+        ("test_environment.py", "tie_the_process"),
+        ("test_environment.py", "cannot_be_used"),
+    ],
+    48: [("test_params.py", "leave one alone"), ("test_train.py", "smallest_sizes")],
+    49: [
+        ("test_venv.py", "redirects_or_forbids"),
+        ("test_venv.py", "reaches_the_registry"),
+        ("test_venv.py", "without_ensurepip"),
+        ("test_venv.py", "nothing_stays"),
+    ],
 }

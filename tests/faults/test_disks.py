@@ -66,7 +66,9 @@ def test_a_data_folder_that_cannot_be_written(tmp_path, disk, read_only, seen, f
     if not full:
         read_only(folder)
     # From the verified copy, so that it is the disk and not the network that fails.
-    code = f"from lib import download; download.SOURCES = {{'a': lambda folder: A}}; A = download.cifar10(); {FETCH}"
+    code = (
+        f"from lib.data import download; download.SOURCES = {{'a': lambda folder: A}}; A = download.cifar10(); {FETCH}"
+    )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     line = done.stderr.strip()

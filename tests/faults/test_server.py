@@ -26,7 +26,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         damage = {"flipped": flipped, "web page": web_page}.get(manner, bytes)
         content = damage(content)
-        self.send_response(200)
+        begin = 0 if manner == "no ranges" else int(self.headers.get("Range", "bytes=0-")[len("bytes=") : -1])
+        self.server.begins.append(begin)
+        if begin >= len(content):
+            self.send_error(416)
+            return
+        self.send_response(206 if begin else 200)
+        if begin:
+            self.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
+        content = content[begin:]
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if manner == "truncated":
@@ -56,7 +64,8 @@ def server(tmp_path, monkeypatch, small):  # noqa: F811
     accept(monkeypatch, archive)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    server.content, server.manners, server.asked, server.over = archive.read_bytes(), ["whole"], [], threading.Event()
+    server.content, server.manners, server.asked = archive.read_bytes(), ["whole"], []
+    server.begins, server.over = [], threading.Event()
     server.url = f"http://127.0.0.1:{server.server_port}/archive"
     monkeypatch.setattr(CIFAR10, "url", server.url)
     only(monkeypatch, the_server=download.from_official)
@@ -68,29 +77,60 @@ def server(tmp_path, monkeypatch, small):  # noqa: F811
 
 
 SAYS = {
-    "truncated": "broke off after",
     "flipped": "checksum is wrong",
     "web page": "checksum is wrong (it is a web page)",
     "no HTTP": "archive: ",
 }
 
 
-@pytest.mark.fault(14, "a server that sends half, a flipped byte, a web page, no HTTP at all, and then the archive")
+@pytest.mark.fault(14, "a server that sends a flipped byte, a web page, no HTTP at all, and then the archive")
 @pytest.mark.parametrize("manner", SAYS)
 def test_a_damaged_download_is_named_and_the_next_call_fetches_again(server, small, tmp_path, seen, manner):  # noqa: F811
-    server.manners = [manner, "whole"]
+    times = download.TRIES if manner == "no HTTP" else 1
+    server.manners = [*[manner] * times, "whole"]
     with pytest.raises(DataError) as refusal:
         download.cifar10(str(tmp_path / "data"))
     line = str(refusal.value).splitlines()[-1].strip()
     assert SAYS[manner] in line
     assert [path.name for path in (tmp_path / "data").iterdir()] == [".fetch.lock"]
     assert same(download.cifar10(str(tmp_path / "data")), small)
-    assert server.asked == [manner, "whole"]
+    assert server.asked == [*[manner] * times, "whole"]
     seen(f"{manner}: '{line.rpartition('/')[2]}', then fetched")
 
 
+@pytest.mark.fault(
+    16, "a server that breaks off, stalls (time-out 1 s), sends all of it again; five times, then the rest"
+)
+@pytest.mark.parametrize("manner", ["truncated", "stalled"])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_download_goes_on_from_where_it_was(server, small, tmp_path, monkeypatch, seen, manner, ranges):  # noqa: F811
+    monkeypatch.setattr(download, "STALLED", 1)
+    monkeypatch.setattr(download, "LEAST", 1)
+    server.manners = [*[manner] * 5, "whole" if ranges else "no ranges"]
+    data = tmp_path / "data"
+    assert same(download.cifar10(str(data)), small)
+    assert len(server.begins) == 6 and server.begins[0] == 0
+    assert server.begins[1:5] == sorted(set(server.begins[1:5])) and server.begins[1] > 0
+    assert (server.begins[5] > server.begins[4]) if ranges else (server.begins[5] == 0)
+    assert sorted(path.name for path in data.iterdir()) == [".fetch.lock", download.COPY]
+    seen(f"{manner}: asked from bytes {server.begins}")
+
+
+@pytest.mark.fault(16, "given up, and the same command again; all of it there already; another's half there already")
+@pytest.mark.parametrize("left", ["half", "all", "another's"])
+def test_the_next_call_goes_on_too(server, small, tmp_path, seen, left):  # noqa: F811
+    content = {"half": truncated(server.content), "all": server.content, "another's": b"x" * 99}[left]
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / f"{download.OFFICIAL}{download.UNFINISHED}").write_bytes(content)
+    assert same(download.cifar10(str(data)), small)
+    assert server.begins == [len(content), *([0] if left == "another's" else [])]
+    assert sorted(path.name for path in data.iterdir()) == [".fetch.lock", download.COPY]
+    seen(f"{left}: asked from bytes {server.begins}")
+
+
 @pytest.mark.fault(16, "a server that stops in the middle (time-out 1 s), one that sends 10 bytes a second (limit 3 s)")
-@pytest.mark.parametrize("manner, words", [("stalled", "timed out"), ("trickling", "not finished after 3 s")])
+@pytest.mark.parametrize("manner, words", [("stalled", "timed out"), ("trickling", "bytes in 3 s")])
 def test_a_stalled_server_is_given_up(server, tmp_path, monkeypatch, seen, manner, words):
     monkeypatch.setattr(download, "STALLED", 1)
     monkeypatch.setattr(download, "SLOWEST", 3)
@@ -99,7 +139,8 @@ def test_a_stalled_server_is_given_up(server, tmp_path, monkeypatch, seen, manne
     with pytest.raises(DataError, match=words):
         download.cifar10(str(tmp_path / "data"))
     passed = time.monotonic() - begun
-    assert passed < 60
+    assert passed < 60 and len(server.asked) == download.TRIES
+    assert (tmp_path / "data" / f"{download.OFFICIAL}{download.UNFINISHED}").stat().st_size > 0
     seen(f"{manner}: '{words}', given up after {passed:.0f} s")
 
 
@@ -128,7 +169,7 @@ def test_two_cold_processes_fetch_once(server, small, tmp_path, seen):  # noqa: 
 
 
 @pytest.mark.fault(14, "a fetch killed in the middle")
-def test_what_a_killed_fetch_leaves_is_swept_away(server, small, tmp_path, seen):  # noqa: F811
+def test_what_a_killed_fetch_leaves_is_used_or_swept_away(server, small, tmp_path, seen):  # noqa: F811
     np.savez(tmp_path / "source.npz", **small)
     data = tmp_path / "data"
     words = [str(data), str(tmp_path / "source.npz"), server.url, download.OFFICIAL_SHA256]
@@ -137,7 +178,7 @@ def test_what_a_killed_fetch_leaves_is_swept_away(server, small, tmp_path, seen)
         while not server.asked:
             time.sleep(0.1)
         process.kill()
-    assert any(path.is_dir() for path in data.iterdir())
+    (data / f"{download.PART}left").mkdir()  # as npm's or the hub's would be
     assert same(download.cifar10(str(data)), small)
     assert sorted(path.name for path in data.iterdir()) == [".fetch.lock", download.COPY]
-    seen("killed: the next call fetches, nothing is left over")
+    seen("killed: the next call fetches the rest, nothing is left over")

@@ -39,11 +39,13 @@ class Home(Copy):
         super().__init__(root)
         for name in ("Makefile", "pyproject.toml"):
             shutil.copy(ROOT / name, root)
-        python = root / ".venv" / "bin" / "python"
+        environment = root.with_name(f"{root.name} environment")
+        python = environment / "bin" / "python"
         python.parent.mkdir(parents=True)
         python.write_text(f'#!/bin/sh\nexec {self.command("python")[0]} "$@"\n')
         python.chmod(0o755)
-        (root / ".venv" / ".ready").touch()
+        (environment / ".ready").touch()
+        (root / ".venv").symlink_to(environment)  # a link is not taken for the copied .venv of another folder
         os.utime(root / "pyproject.toml", (0, 0))
         (root / "params" / "studies" / "tiny.yaml").write_text(STUDY)
 
@@ -72,7 +74,7 @@ class Home(Copy):
         record = json.loads((self.folder(run) / records.RESULT).read_text())
         history = [{name: value for name, value in epoch.items() if name not in TIMING} for epoch in record["history"]]
         return (
-            (self.folder(run) / records.WEIGHTS).read_bytes(), (self.folder(run) / records.PREDICTIONS).read_bytes(),
+            (self.folder(run) / records.WEIGHTS).read_bytes(), (self.folder(run) / records.ARRAYS).read_bytes(),
             history, record["test_acc"],
         )  # fmt: skip
 
