@@ -40,8 +40,8 @@ class Kernel(AsyncKernelManager):
         self.connection_file = str(self.folder / "connection.json")
         plain = Path(importlib.util.find_spec("matplotlib").origin).with_name("mpl-data") / "matplotlibrc"
         variables = {**environment(), "IPYTHONDIR": str(self.folder), "MATPLOTLIBRC": str(plain)}
-        # A kernel says that its sockets are not encrypted, one that is interrupted prints its own loop, and IPython puts
-        # the folder in which it is started back on the path.
+        # It would say that its sockets are not encrypted, and print its own loop where it is interrupted; and IPython
+        # would put the folder in which it is started back on the path.
         arguments = ["--log-level=CRITICAL", "--InteractiveShellApp.ignore_cwd=True"]
         options["extra_arguments"] = [*options.get("extra_arguments", ()), *arguments]
         with (self.folder / "said").open("wb") as said:
