@@ -190,18 +190,30 @@ def ablation(runs: pd.DataFrame, what: str) -> list[str]:
     steps = steps[steps["n"] > 0]
     if steps.empty:
         return ["The finished settings share no seed, so no step is measured."]
-    expected = "accuracy rises with the kernel" if sign > 0 else "accuracy falls as patches grow"
-    against, seeds = steps[steps["difference"] * sign <= 0], f"n={steps['n'].min()}"
-    if len(against):
-        named = ", ".join(
-            f"{row.step} changes accuracy by {_signed(row.difference)} points" for row in against.itertuples()
-        )
-        said = [f"The order is not as predicted ({expected}): {named} ({seeds})."]
-    elif len(steps) == len(table) - 1:
-        said = [f"The order is as predicted: {expected} at every step ({seeds})."]
-    else:
-        said = [f"As far as there are runs to compare, the order is as predicted: {expected} ({seeds})."]
-    return said + _certainty(runs, ours, steps, sign) + _largest(steps, len(table) - 1, sign)
+    expected = "rises with the kernel" if sign > 0 else "falls as patches grow"
+    found = "; ".join(_step(row) for row in steps.itertuples())
+    gap = "" if len(steps) == len(table) - 1 else ", other steps have no runs to compare"
+    said = (
+        f"{found} points (n={steps['n'].min()}{gap}). Predicted is that accuracy {expected}: {_resolved(steps, sign)}."
+    )
+    return [said, *_certainty(runs, ours, steps, sign), *_largest(steps, len(table) - 1, sign)]
+
+
+def _step(row) -> str:
+    half = f" ± {row.half:.2f}" if pd.notna(row.half) else ""
+    return f"{row.step} {_signed(row.difference)}{half}"
+
+
+def _resolved(steps: pd.DataFrame, sign: int) -> str:
+    """Which steps have an interval that leaves out zero, and on which side of it; one seed has no interval."""
+    if steps["half"].isna().all():
+        return "with one seed no step is resolved"
+    clear = steps[steps["difference"].abs() > steps["half"]]
+    sides = {"as predicted": clear[clear["difference"] * sign > 0], "against it": clear[clear["difference"] * sign < 0]}
+    words = [f"{', '.join(side['step'])} {how}" for how, side in sides.items() if len(side)]
+    open_steps = steps[~steps["step"].isin(clear["step"])]["step"]
+    words += [f"{', '.join(open_steps)} not resolved"] if len(open_steps) else []
+    return "; ".join(words)
 
 
 def _certainty(runs: pd.DataFrame, ours: pd.DataFrame, steps: pd.DataFrame, sign: int) -> list[str]:
@@ -228,12 +240,6 @@ def _certainty(runs: pd.DataFrame, ours: pd.DataFrame, steps: pd.DataFrame, sign
             f"Page's trend test over {trend.n} seeds gives p {_p(trend.p)} for the predicted order (a perfect "
             f"order has 1 chance in {1 / trend.smallest_p:,.0f})."
         )
-    clear = steps[steps["difference"].abs() > steps["half"]]
-    named = f" ({', '.join(f'{row.step}: {_signed(row.difference)} ± {row.half:.2f}' for row in clear.itertuples())})"
-    said.append(
-        f"The 95 % interval of the paired difference leaves out zero in {len(clear)} of {_count(len(steps), 'step')}"
-        f"{named if len(clear) else ''}."
-    )
     if (smallest := steps["smallest_p"].max()) >= 0.05:
         said.append(
             f"A sign-flip test of one step cannot reach p < 0.05 with so few seeds: at best it is {smallest:.2g}."
