@@ -7,12 +7,12 @@ import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
-from PIL import Image, ImageOps
 from torch import nn
 
 from lib import records
 from lib.data.download import cifar10  # noqa: F401  the notebook's
 from lib.data.loader import plain_batches
+from lib.data.picture import picture  # noqa: F401  likewise
 from lib.model import ConvMixer, network
 from lib.params import Params
 from lib.records import CLASSES, RecordError
@@ -22,7 +22,12 @@ SEEN = 256  # test images over which a receptive field is averaged
 
 def trained(study: str, name: str) -> tuple[dict, nn.Module]:
     """A finished run's record and its model in evaluation mode, on the CPU. RecordError says what is missing."""
-    folder = records.study_folder(study) / "runs" / name
+    return trained_in(records.study_folder(study) / "runs" / name)
+
+
+def trained_in(folder: Path) -> tuple[dict, nn.Module]:
+    """The same of the run that lies in a folder."""
+    study = folder.parent.parent.name
     if not (folder / records.RESULT).exists():
         raise RecordError(f"{folder}: no finished run; `make runs STUDY={study}` trains it")
     record = records.read_result(folder / records.RESULT)
@@ -89,11 +94,6 @@ def _half(weight: torch.Tensor) -> np.ndarray:
 def probabilities(model: nn.Module, images: np.ndarray, std: str = "pixels") -> np.ndarray:
     """The network's probability of each class, (N, 10), for images (N, 32, 32, 3), uint8."""
     return torch.cat([model(batch).softmax(1) for batch in plain_batches(images, 100, std)]).numpy()
-
-
-def picture(path: str) -> np.ndarray:
-    """An image file's central square as (32, 32, 3), uint8."""
-    return np.asarray(ImageOps.fit(Image.open(path).convert("RGB"), (32, 32), Image.Resampling.LANCZOS))
 
 
 def top(model: ConvMixer, image: np.ndarray, count: int = 3) -> pd.Series:
