@@ -6,13 +6,14 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DELETE_ON_ERROR:
-.PHONY: help setup data report runs status import bench verify test test-faults readme lab clean
+.PHONY: help setup data report runs status import predict bench verify test test-faults readme lab clean
 
 help:
 	@echo "make report [STUDY=quick] [JOBS=1]  train what is missing of a study, build reports/STUDY/index.html"
 	@echo "make runs   [STUDY=quick] [JOBS=1]  only train; stopped runs go on, finished ones are skipped"
 	@echo "make status [STUDY=quick]           how far each run of a study is"
 	@echo "make import FROM=folder             take finished runs from another machine's or clone's reports/"
+	@echo "make predict IMAGE=cat.jpg          what a published network sees in a picture; [RUN=study/run] chooses which"
 	@echo "make test                           the tests"
 	@echo "make test-faults                    kills, full disks, bad input: a line a fault; half an hour"
 	@echo "make bench                          how fast training is here, against plain PyTorch"
@@ -50,6 +51,12 @@ status: $(READY)
 
 import: $(READY)
 	@$(BIN)/python -m lib.runs.collect "$(FROM)"
+
+# make puts IMAGE and RUN into the environment; through it any file name arrives whole.
+predict: export IMAGE ?=
+predict: export RUN ?=
+predict: $(READY)
+	@$(BIN)/python -m lib.predict --run "$$RUN" "$$IMAGE"
 
 verify: $(READY) data
 	@$(BIN)/python -m lib.verify

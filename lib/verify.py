@@ -15,10 +15,10 @@ from pathlib import Path
 from lib import explore, machine, records, train
 from lib.data.download import Arrays, cifar10
 from lib.params import Params, UserError
+from lib.records import PUBLISHED
 from lib.report import readme
 from lib.study import ROOT, shown
 
-PUBLISHED = ROOT / "reports" / "published"
 # Test images that another processor, or another rounding of bfloat16, may classify otherwise: near ties.
 ELSEWHERE = {"float32": 10, "bfloat16": 60}
 

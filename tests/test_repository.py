@@ -71,6 +71,7 @@ BELOW = {
     "runs": ("params", "study", "records", "machine", "model", "data", "checkpoint", "explore", "train"),
     "report": ("params", "study", "records"),
     "bench": ("runs",),
+    "predict": ("params", "records", "data", "explore"),
     "verify": ("params", "study", "records", "machine", "data", "explore", "train", "report"),
 }
 TORCH = ("torch", "torchvision", "timm", "safetensors")
