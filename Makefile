@@ -74,6 +74,7 @@ bench: $(READY)
 # Published records stand apart, so that a clone trains its own: make report readme CONVMIXER_REPORTS=reports/published
 readme: $(READY)
 	@CONVMIXER_REPORTS=reports/published $(BIN)/python -m lib.report.readme
+	@$(BIN)/python -m lib.report.cards
 
 # In a container one is often root, which Jupyter refuses unless told.
 lab: $(READY)

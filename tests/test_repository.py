@@ -48,6 +48,8 @@ def test_git_keeps_the_source_and_the_records_and_nothing_else_of_a_run():
     assert not ignored(
         "lib/model.py", "lib/native/layers.c", f"{run}/result.json", f"{run}/arrays.npz", "reports/quick/index.html"
     )
+    published = "reports/published/quick/runs/k9-p1-seed0"
+    assert not ignored(f"{published}/weights.safetensors", f"{published}/README.md")
     left_out = {
         f"{run}/{name}" for name in ("train.ipynb", "checkpoint.pt", "weights.safetensors", ".lock", "progress.json")
     }
