@@ -30,6 +30,10 @@ REPORTS = ROOT / os.environ.get("CONVMIXER_REPORTS", "reports")
 PUBLISHED = ROOT / "reports" / "published"  # our own records, in git
 SCHEMA = 2
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # CIFAR-10's order
+# Per channel, over the 50,000 training images, of values in 0..1: the mean; the standard deviation of all pixels; and
+# the mean of the images' own deviations, which much code in circulation (the paper's notebooks too) divides by.
+MEAN = (0.49139968, 0.48215841, 0.44653091)
+STD = {"pixels": (0.24703223, 0.24348513, 0.26158784), "images": (0.2023, 0.1994, 0.2010)}
 
 RESULT, ARRAYS, PROGRESS, FAILURE = "result.json", "arrays.npz", "progress.json", "failure.json"
 PART = ".part"  # the end of a temporary file's name
