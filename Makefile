@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DELETE_ON_ERROR:
-.PHONY: help setup data report runs status import predict bench verify test test-faults readme lab clean
+.PHONY: help setup data report runs status import predict play bench verify test test-faults readme lab clean
 
 help:
 	@echo "make report [STUDY=quick] [JOBS=1]  train what is missing of a study, build reports/STUDY/index.html"
@@ -14,6 +14,7 @@ help:
 	@echo "make status [STUDY=quick]           how far each run of a study is"
 	@echo "make import FROM=folder             take finished runs from another machine's or clone's reports/"
 	@echo "make predict IMAGE=cat.jpg          what a published network sees in a picture; [RUN=study/run] chooses which"
+	@echo "make play                           reports/published/play.html: published networks in a browser"
 	@echo "make test                           the tests"
 	@echo "make test-faults                    kills, full disks, bad input: a line a fault; half an hour"
 	@echo "make bench                          how fast training is here, against plain PyTorch"
@@ -58,6 +59,9 @@ predict: export RUN ?=
 predict: $(READY)
 	@$(BIN)/python -m lib.predict --run "$$RUN" "$$IMAGE"
 
+play: $(READY) data
+	@$(BIN)/python -m lib.report.play
+
 verify: $(READY) data
 	@$(BIN)/python -m lib.verify
 
@@ -72,9 +76,10 @@ bench: $(READY)
 	@$(BIN)/python -m lib.bench
 
 # Published records stand apart, so that a clone trains its own: make report readme CONVMIXER_REPORTS=reports/published
-readme: $(READY)
+readme: $(READY) data
 	@CONVMIXER_REPORTS=reports/published $(BIN)/python -m lib.report.readme
 	@$(BIN)/python -m lib.report.cards
+	@$(BIN)/python -m lib.report.play
 
 # In a container one is often root, which Jupyter refuses unless told.
 lab: $(READY)
