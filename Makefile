@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DELETE_ON_ERROR:
-.PHONY: help setup data report runs status import predict play bench verify test test-faults readme lab clean
+.PHONY: help setup data report runs status import predict play bench verify test test-faults test-page readme lab clean
 
 help:
 	@echo "make report [STUDY=quick] [JOBS=1]  train what is missing of a study, build reports/STUDY/index.html"
@@ -17,6 +17,7 @@ help:
 	@echo "make play                           reports/published/play.html: published networks in a browser"
 	@echo "make test                           the tests"
 	@echo "make test-faults                    kills, full disks, bad input: a line a fault; half an hour"
+	@echo "make test-page                      the pages in a headless browser, which it finds or installs"
 	@echo "make bench                          how fast training is here, against plain PyTorch"
 	@echo "make verify                         do the published weights, records, tables and README agree? minutes"
 	@echo "make lab                            JupyterLab, with the right kernel"
@@ -71,6 +72,10 @@ test: $(READY) data
 
 test-faults: $(READY) data
 	@$(BIN)/python tests/faults
+
+# No package is needed for it: the browser is driven through a pipe (tests/page/browser.py).
+test-page: $(READY) data
+	@$(BIN)/python tests/page
 
 bench: $(READY)
 	@$(BIN)/python -m lib.bench
