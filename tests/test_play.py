@@ -59,6 +59,15 @@ def test_weights_are_rounded_not_cut_and_all_are_there():
     assert all(value.dtype == np.float16 for value in half.values())
 
 
+def test_a_study_is_linked_where_it_has_a_page(tmp_path):
+    networks = [{"study": study, "name": "ConvMixer-32/4, k=9", "run": "r", "kernel": 9, "patch": 1, "test": 50.0}
+                for study in ("quick", "laptop")]  # fmt: skip
+    (tmp_path / "quick").mkdir()
+    (tmp_path / "quick" / "index.html").touch()
+    text = build.chooser(networks, tmp_path)
+    assert 'ConvMixer-32/4 of <a href="quick/index.html">quick</a>' in text and "ConvMixer-32/4 of laptop" in text
+
+
 def test_images_are_the_first_of_each_class(cifar):
     for number, image in enumerate(build.test_images()):
         first = np.flatnonzero(cifar["test_labels"] == number)[0]

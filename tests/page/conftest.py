@@ -8,7 +8,7 @@ from browser import Browser, find
 @pytest.fixture(scope="session")
 def browser():
     """A headless Chromium; `make test-page` has found or installed it."""
-    chromium = Browser(find())
+    chromium = Browser(find() or pytest.exit("no Chromium here: `make test-page` says what to do"))
     yield chromium
     chromium.close()
 

@@ -60,7 +60,9 @@ def build(reports: Path, images: np.ndarray, limit: int = LIMIT) -> str:
             room -= size
     if not packed:
         raise UserError(f"no published ConvMixer whose weights fit into a page of {limit:,} bytes")
-    return _filled({**parts, "networks": json.dumps(packed).replace("<", "\\u003c"), "chooser": chooser(packed)})
+    return _filled(
+        {**parts, "networks": json.dumps(packed).replace("<", "\\u003c"), "chooser": chooser(packed, reports)}
+    )
 
 
 def candidates(found: list[tuple[Path, dict]]) -> list[tuple[Path, dict]]:
@@ -118,8 +120,8 @@ def names(depth: int) -> list[str]:
     return [*found, "head.weight", "head.bias"]
 
 
-def chooser(networks: list[dict]) -> str:
-    """The networks as radio buttons, a group a study, in HTML."""
+def chooser(networks: list[dict], reports: Path) -> str:
+    """The networks as radio buttons in HTML, a group for each study, which links to its page where there is one."""
     groups = []
     for study in dict.fromkeys(network["study"] for network in networks):
         own = [(i, network) for i, network in enumerate(networks) if network["study"] == study]
@@ -128,7 +130,8 @@ def chooser(networks: list[dict]) -> str:
             f"<span>k={network['kernel']}, p={network['patch']} <small>{network['test']:.1f} %</small></span></label>"
             for i, network in own
         )
-        title = f'ConvMixer-{own[0][1]["dim"]}/{own[0][1]["depth"]} of <a href="{study}/index.html">{study}</a>'
+        page = f'<a href="{study}/index.html">{study}</a>' if (reports / study / "index.html").exists() else study
+        title = f"{' and '.join(dict.fromkeys(network['name'].split(',')[0] for _, network in own))} of {page}"
         groups.append(f'<fieldset class="chips"><legend>{title}</legend>{buttons}</fieldset>')
     return "\n".join(groups)
 

@@ -195,8 +195,8 @@ function showChannel() {
   paintMap($("seen"), seen, true);
   const size = layer ? network.kernel : network.patch;
   $("from-text").textContent = from ? `channel ${channel + 1} before block ${layer}: ${range(from)}` : "the picture";
-  $("kernel-text").textContent = layer ? `its kernel, ${size} × ${size}: ${range(weights)}`
-    : `filter ${channel + 1}, ${size} × ${size} pixels as colours`;
+  $("kernel-text").textContent = layer ? `its kernel, ${size}\u00a0×\u00a0${size}: ${range(weights)}`
+    : `filter ${channel + 1}, ${size}\u00a0×\u00a0${size} pixels as colours`;
   $("seen-text").textContent = `its map, after GELU and BatchNorm: ${range(seen)}`;
   for (const rest of document.querySelectorAll(".rest")) rest.hidden = !out;
   if (out) {
