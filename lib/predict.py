@@ -5,6 +5,7 @@ The network is the published one with the best validation accuracy, or the one t
 
 import argparse
 import functools
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -67,8 +68,8 @@ def pictures(words: list[str]) -> list[str]:
     """The files that are meant: each word is a file or, as make hands them on, several in one word."""
     found = []
     for word in words:
-        parts = [] if Path(word).exists() else _split(word)
-        found += parts if len(parts) > 1 and any(Path(part).exists() for part in parts) else [word]
+        parts = [] if os.path.exists(word) else _split(word)  # Path.exists raises on a name as long as many names
+        found += parts if len(parts) > 1 and any(map(os.path.exists, parts)) else [word]
     return found
 
 
