@@ -23,15 +23,18 @@ $(info $(VENV) was made for another folder or another Python: it is set up anew)
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help setup data report runs status import bench verify test test-faults readme lab clean
+.PHONY: help setup data report runs status import predict play bench verify test test-faults test-page readme lab clean
 
 help:
 	@echo "make report [STUDY=quick] [JOBS=1]  train what is missing of a study, build reports/STUDY/index.html"
 	@echo "make runs   [STUDY=quick] [JOBS=1]  only train; stopped runs go on, finished ones are skipped"
 	@echo "make status [STUDY=quick]           how far each run of a study is"
 	@echo "make import FROM=folder             take finished runs from another machine's or clone's reports/"
+	@echo "make predict IMAGE=cat.jpg          what a published network sees in a picture; [RUN=study/run] chooses which"
+	@echo "make play                           reports/published/play.html: published networks in a browser"
 	@echo "make test                           the tests"
 	@echo "make test-faults                    kills, full disks, bad input: a line a fault; half an hour"
+	@echo "make test-page                      the pages in a headless browser, which it finds or installs"
 	@echo "make bench                          how fast training is here, against plain PyTorch"
 	@echo "make verify                         do the published weights, records, tables and README agree? minutes"
 	@echo "make lab                            JupyterLab, with the right kernel"
@@ -66,6 +69,15 @@ status: $(READY)
 import: $(READY)
 	@$(BIN)/python -m lib.runs.collect "$(FROM)"
 
+# make puts IMAGE and RUN into the environment; through it any file name arrives whole.
+predict: export IMAGE ?=
+predict: export RUN ?=
+predict: $(READY)
+	@$(BIN)/python -m lib.predict --run "$$RUN" "$$IMAGE"
+
+play: $(READY) data
+	@$(BIN)/python -m lib.report.play
+
 verify: $(READY) data
 	@$(BIN)/python -m lib.verify
 
@@ -76,12 +88,18 @@ test: $(READY) data
 test-faults: $(READY) data
 	@$(BIN)/python tests/faults
 
+# No package is needed for it: the browser is driven through a pipe (tests/page/browser.py).
+test-page: $(READY) data
+	@$(BIN)/python tests/page
+
 bench: $(READY)
 	@$(BIN)/python -m lib.bench
 
 # Published records stand apart, so that a clone trains its own: make report readme CONVMIXER_REPORTS=reports/published
-readme: $(READY)
+readme: $(READY) data
 	@CONVMIXER_REPORTS=reports/published $(BIN)/python -m lib.report.readme
+	@$(BIN)/python -m lib.report.cards
+	@$(BIN)/python -m lib.report.play
 
 # In a container one is often root, which Jupyter refuses unless told.
 lab: $(READY)

@@ -7,18 +7,16 @@ import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
-from PIL import Image, ImageOps
 from torch import nn
 
 from lib import machine, records
 from lib.data.download import cifar10  # noqa: F401  the notebook's
 from lib.data.loader import plain_batches
+from lib.data.picture import picture  # noqa: F401  likewise
 from lib.model import ConvMixer, network
 from lib.params import Params
 from lib.records import CLASSES, RecordError
-from lib.study import ROOT
 
-PUBLISHED = ROOT / "reports" / "published"  # git keeps seed 0's weights there
 SEEN = 256  # test images over which a receptive field is averaged
 
 
@@ -27,17 +25,22 @@ def trained(study: str, name: str) -> tuple[Path, dict, nn.Module]:
 
     Where this machine has not trained it, the published one. RecordError says what is missing.
     """
-    for folder in (records.study_folder(study) / "runs" / name, PUBLISHED / study / "runs" / name):
+    for folder in (records.study_folder(study) / "runs" / name, records.PUBLISHED / study / "runs" / name):
         if (folder / records.RESULT).exists() and (folder / records.WEIGHTS).exists():
-            record = records.read_result(folder / records.RESULT)
-            machine.use_cores()
-            model = network(Params.of(**record["params"]))
-            model.load_state_dict(load_weights(folder))
-            return folder, record, model.eval()
+            return folder, *trained_in(folder)
     raise RecordError(
         f"{study}/{name}: no finished run with its weights, neither here nor published; `make runs STUDY={study}` "
         f"trains it (where a record is without weights, move {records.RESULT} away first)"
     )
+
+
+def trained_in(folder: Path) -> tuple[dict, nn.Module]:
+    """The record and the model of the run that lies in a folder; RecordError if either cannot be read."""
+    record = records.read_result(folder / records.RESULT)
+    machine.use_cores()
+    model = network(Params.of(**record["params"]))
+    model.load_state_dict(load_weights(folder))
+    return record, model.eval()
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -93,11 +96,6 @@ def _half(weight: torch.Tensor) -> np.ndarray:
 def probabilities(model: nn.Module, images: np.ndarray, std: str = "pixels") -> np.ndarray:
     """The network's probability of each class, (N, 10), for images (N, 32, 32, 3), uint8."""
     return torch.cat([model(batch).softmax(1) for batch in plain_batches(images, 100, std)]).numpy()
-
-
-def picture(path: str) -> np.ndarray:
-    """An image file's central square as (32, 32, 3), uint8."""
-    return np.asarray(ImageOps.fit(Image.open(path).convert("RGB"), (32, 32), Image.Resampling.LANCZOS))
 
 
 def top(model: ConvMixer, image: np.ndarray, count: int = 3) -> pd.Series:

@@ -30,8 +30,13 @@ from lib.study import ROOT, Study, shown
 
 # $CONVMIXER_REPORTS, from the repository's root where it is relative: another disk, or reports/published.
 REPORTS = ROOT / os.environ.get("CONVMIXER_REPORTS", "reports")
+PUBLISHED = ROOT / "reports" / "published"  # our own records, in git
 SCHEMA = 2
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # CIFAR-10's order
+# Per channel, over the 50,000 training images, of values in 0..1: the mean; the standard deviation of all pixels; and
+# the mean of the images' own deviations, which much code in circulation (the paper's notebooks too) divides by.
+MEAN = (0.49139968, 0.48215841, 0.44653091)
+STD = {"pixels": (0.24703223, 0.24348513, 0.26158784), "images": (0.2023, 0.1994, 0.2010)}
 
 RESULT, ARRAYS, PROGRESS, FAILURE = "result.json", "arrays.npz", "progress.json", "failure.json"
 PART = ".part"  # the end of a temporary file's name
@@ -192,6 +197,25 @@ def read_arrays(record: dict, folder: Path | None = None) -> dict[str, np.ndarra
     return arrays
 
 
+def with_weights(reports: Path) -> list[tuple[Path, dict]]:
+    """Folder and record of every run under `reports` whose weights lie beside its record, in the order of the names."""
+    folders = sorted(path.parent for path in reports.glob(f"*/runs/*/{WEIGHTS}"))
+    return [(folder, read_result(folder / RESULT)) for folder in folders]
+
+
+def val_acc(record: dict) -> float:
+    """Validation accuracy (%) of the weights that a run kept; NaN where no image was held out."""
+    value = record["history"][record["selected_epoch"] - 1].get("val_acc")
+    return np.nan if value is None else value
+
+
+def network_name(record: dict) -> str:
+    """A run's network as people call it: ConvMixer-32/4, k=9, p=2."""
+    p = Params.of(**record["params"]).computed()
+    name = {"convmixer": "ConvMixer-{dim}/{depth}, k={kernel}, p={patch}", "vit": "ViT-{dim}/{depth}, p={patch}"}
+    return name.get(p["arch"], "three-layer CNN").format(**p)
+
+
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Per cent of images whose label has the largest logit (the first of equals): logits (N, classes), labels (N,)."""
     if logits.ndim != 2 or len(logits) != len(labels):
@@ -253,8 +277,7 @@ def _row(study: Study, run: studies.Run) -> dict:
             refuse_other(record, params, folder / RESULT)
             row |= {"status": "done", "record": record, "epoch": len(record["history"])}
             row |= {name: record[name] for name in numbers}
-            val_acc = record["history"][record["selected_epoch"] - 1].get("val_acc")
-            row["val_acc"] = np.nan if val_acc is None else val_acc
+            row["val_acc"] = val_acc(record)
         elif failure := _of_this_run(folder / FAILURE, params):
             row |= {"status": "failed", "reason": str(failure.get("reason")), "epoch": int(failure.get("epoch") or 0)}
         elif progress := _of_this_run(folder / PROGRESS, params):

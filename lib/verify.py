@@ -14,8 +14,8 @@ from pathlib import Path
 
 from lib import explore, machine, records, train
 from lib.data.download import Arrays, cifar10
-from lib.explore import PUBLISHED
 from lib.params import Params, UserError
+from lib.records import PUBLISHED
 from lib.report import readme
 from lib.study import ROOT, shown
 

@@ -59,6 +59,8 @@ def test_git_keeps_the_source_and_the_records_and_nothing_else_of_a_run(tmp_path
     assert not ignored(
         "lib/model.py", "lib/native/layers.c", f"{run}/result.json", f"{run}/arrays.npz", "reports/quick/index.html"
     )
+    published = "reports/published/quick/runs/k9-p1-seed0"
+    assert not ignored(f"{published}/weights.safetensors", f"{published}/README.md")
     left_out = {
         f"{run}/{name}" for name in ("train.ipynb", "checkpoint.pt", "weights.safetensors", ".lock", "progress.json")
     }
@@ -84,6 +86,7 @@ BELOW = {
     "runs": ("params", "study", "records", "kernel", "machine", "model", "data", "checkpoint", "explore", "train"),
     "report": ("params", "study", "records", "kernel"),
     "bench": ("runs",),
+    "predict": ("params", "records", "data", "explore"),
     "verify": ("params", "study", "records", "machine", "data", "explore", "train", "report"),
 }
 TORCH = ("torch", "torchvision", "timm", "safetensors")

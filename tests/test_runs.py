@@ -69,7 +69,7 @@ def test_a_trained_network_can_be_explored(copy):
 def test_a_run_that_is_not_here_is_explored_as_it_was_published(copy, tmp_path, monkeypatch, reports):
     """As in a fresh clone; one's own run comes before it."""
     ours = reports / "smoke" / "runs" / "k3-p1-seed0"
-    monkeypatch.setattr(explore, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr(records, "PUBLISHED", tmp_path / "published")
     with pytest.raises(records.RecordError, match="neither here nor published; `make runs STUDY=smoke` trains it"):
         explore.trained("smoke", ours.name)
     shutil.copytree(copy.root / "reports" / "smoke", tmp_path / "published" / "smoke")

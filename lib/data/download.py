@@ -62,7 +62,6 @@ NPM_SLOWEST = 2 * 3600  # seconds for npm, of which nothing is seen until it is 
 Arrays = dict[str, np.ndarray]
 
 
-
 class DataError(UserError):
     """CIFAR-10 cannot be had or is not what it should be: says which file, and what to do."""
 

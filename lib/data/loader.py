@@ -10,12 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from lib.data.augment import Augment, Plan, normalise
 from lib.data.download import Arrays
 from lib.params import Params
-from lib.records import CLASSES
-
-# Per channel, over the 50,000 training images, of values in 0..1: the mean; the standard deviation of all pixels; and
-# the mean of the images' own deviations, which much code in circulation (the paper's notebooks too) divides by.
-MEAN = (0.49139968, 0.48215841, 0.44653091)
-STD = {"pixels": (0.24703223, 0.24348513, 0.26158784), "images": (0.2023, 0.1994, 0.2010)}
+from lib.records import CLASSES, MEAN, STD
 
 
 def split(labels: np.ndarray, val_size: int, train_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,9 +10,7 @@ from lib.data.draws import Purpose, philox
 from lib.params import Params
 
 
-def mix(
-    images: Tensor, labels: Tensor, p: Params, epoch: int, batch: int, classes: int = 10
-) -> tuple[Tensor, Tensor]:
+def mix(images: Tensor, labels: Tensor, p: Params, epoch: int, batch: int, classes: int = 10) -> tuple[Tensor, Tensor]:
     """The batch mixed (or not) as its draws say, and its soft targets: timm's Mixup in batch mode.
 
     images (B, C, H, W), labels (B,) of int64, on any device; `batch` is the batch's number in its epoch. Gives images
@@ -33,9 +31,7 @@ def mix(
     return mixed, targets if lam == 1 else targets * lam + targets.flip(0) * (1 - lam)
 
 
-def draw(
-    p: Params, epoch: int, batch: int, height: int, width: int
-) -> tuple[float, tuple[slice, slice] | None]:
+def draw(p: Params, epoch: int, batch: int, height: int, width: int) -> tuple[float, tuple[slice, slice] | None]:
     """The share that each image keeps, and for CutMix the (rows, columns) that come from its partner."""
     random = np.random.Generator(philox(p.seed, epoch, Purpose.MIX, batch))
     gate, switch, y, x = random.random(4)

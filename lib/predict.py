@@ -1,0 +1,112 @@
+"""`python -m lib.predict IMAGE …`: what a published network says that pictures show. No training, no data set.
+
+The network is the published one with the best validation accuracy, or the one that is asked for.
+"""
+
+import argparse
+import functools
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import pandas as pd
+from torch import nn
+
+from lib import explore, records
+from lib.data.picture import PictureError, picture
+from lib.params import UserError
+from lib.records import CLASSES, RecordError
+
+SHOWN = 3  # classes of each picture
+BAR = 30  # characters of a bar at 100 %
+
+
+def predict(image: str | Path, run: str = "") -> pd.Series:
+    """The probability (%) of each of the ten classes for a picture file, the likeliest first.
+
+    run: `study/run` under reports/published/, or a run's folder; empty for the best by validation accuracy.
+    PictureError says what is wrong with the picture, RecordError what with the run.
+    """
+    record, model = network(run)
+    chances = explore.probabilities(model, picture(image)[None], record["params"]["std"])[0]
+    return pd.Series(100 * chances, index=CLASSES, name="probability (%)").sort_values(ascending=False, kind="stable")
+
+
+@functools.cache
+def network(run: str = "") -> tuple[dict, nn.Module]:
+    """A run's record and its network in evaluation mode; `run` as predict has it."""
+    return explore.trained_in(chosen(run))
+
+
+def chosen(run: str = "") -> Path:
+    """The folder of a run; RecordError says which there are."""
+    if run:
+        study, _, name = run.partition("/")
+        for folder in (records.PUBLISHED / study / "runs" / name, Path(run)):
+            if (folder / records.RESULT).exists():
+                return folder
+    published = records.with_weights(records.PUBLISHED)
+    if run or not published:
+        there = ", ".join(f"{record['study']}/{record['run']}" for _, record in published)
+        raise RecordError(f"RUN={run}: no such run; published with weights are: {there or 'none'}")
+    # Without a validation split, accuracy would have to come from the test set: such a run is never the best.
+    return max(published, key=lambda found: (records.val_acc(found[1]) >= 0, records.val_acc(found[1])))[0]
+
+
+def described(record: dict) -> str:
+    """Which network it is and how good, in a line or two."""
+    held_out = records.val_acc(record)
+    return (
+        f"{record['study']}/{record['run']}: {records.network_name(record)}\n"
+        f"right on {record['test_acc']:.2f} % of CIFAR-10's test images"
+        + (f", {held_out:.2f} % in validation" if held_out >= 0 else "")
+    )
+
+
+def pictures(words: list[str]) -> list[str]:
+    """The files that are meant: each word is a file or, as make hands them on, several in one word."""
+    found = []
+    for word in words:
+        parts = [] if os.path.exists(word) else _split(word)  # Path.exists raises on a name as long as many names
+        found += parts if len(parts) > 1 and any(map(os.path.exists, parts)) else [word]
+    return found
+
+
+def _split(word: str) -> list[str]:
+    try:
+        return shlex.split(word)
+    except ValueError:  # an apostrophe in a name
+        return word.split()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line: exit status 0, or 1 and a line on stderr for each picture that could not be read."""
+    parser = argparse.ArgumentParser(prog="python -m lib.predict", description=__doc__.splitlines()[0])
+    parser.add_argument("image", nargs="+", help="a picture, of any size and format that Pillow reads")
+    parser.add_argument("--run", default="", metavar="STUDY/RUN", help="which published network; the best if not given")
+    options = parser.parse_args(arguments)
+    if not any(options.image):
+        parser.error("give a picture: make predict IMAGE=cat.jpg")
+    failed = 0
+    try:
+        print(described(network(options.run)[0]))
+        for path in pictures(options.image):
+            try:
+                likeliest = predict(path, options.run)[:SHOWN]
+            except PictureError as error:
+                print(error, file=sys.stderr, flush=True)
+                failed += 1
+                continue
+            print(f"\n{path}")
+            for name, chance in likeliest.items():
+                print(f"  {name:<10} {chance:5.1f} %  {'█' * round(chance * BAR / 100)}".rstrip(), flush=True)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold anything
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Published networks in the reader's browser: one offline page, plain JavaScript."""
