@@ -238,7 +238,7 @@ def test_a_run_that_fails_before_training_leaves_its_reason_and_one_that_is_stop
     monkeypatch, tmp_path, capsys, code
 ):
     made.place(monkeypatch, tmp_path)
-    study = made.plan(settings=["kernel-3"])
+    study = made.study(settings=["kernel-3"])
     made.stop(study, study.runs[0], "failure", reason="of an earlier attempt", epoch=1)
     command = [all_runs.sys.executable, "-c", f"import os, signal, sys; {code}"]
     monkeypatch.setattr(all_runs, "notebook_command", lambda run, folder: command)

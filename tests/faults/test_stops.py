@@ -108,7 +108,7 @@ def undisturbed(tmp_path_factory):
 @pytest.fixture
 def anew(home):
     """The copy without any record."""
-    shutil.rmtree(home.root / "reports")
+    shutil.rmtree(home.root / "reports", ignore_errors=True)
     (home.root / "reports").mkdir()
     return home
 
