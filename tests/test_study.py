@@ -84,7 +84,7 @@ BROKEN = [
     (b"study: s\nsettings: [kernel-3]\nseeds: [1, 1]\n", "seeds: give a list of different whole numbers"),
     (b"study: s\nsettings: [kernel-3]\nseeds: [a]\n", "seed='a': give a whole number"),
     (b"study: s\nsettings: [kernel-3]\nlr: .nan\n", "lr=nan: give a finite number"),
-    (b"1: 2\n", "a mapping with a name that is no text"),
+    (b"1: 2\n", "a mapping whose names are not all text"),
 ]
 
 

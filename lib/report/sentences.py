@@ -43,6 +43,8 @@ def origin(study: Study, runs: pd.DataFrame) -> tuple[str, dict[str, str]]:
         facts["runs"] = f"{len(done)} of {len(runs)}, finished {' to '.join(dict.fromkeys((days[0], days[-1])))}"
         facts["commit"] = ", ".join(sorted({f"`{str(r['environment'].get('commit'))[:12]}`" for r in done}))
         facts["machine"] = " and ".join(sorted({_machine(record["environment"]) for record in done}))
+    if (records.REPORTS / "play.html").exists():
+        facts["try it"] = f"[a network in your browser]({os.path.relpath(records.REPORTS / 'play.html', here)})"
     facts["source"] = (
         f"[README]({link['README.md']}), [how to cite]({link['CITATION.cff']}), [MIT licence]({link['LICENSE']})"
     )
