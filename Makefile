@@ -98,6 +98,7 @@ bench: $(READY)
 # Published records stand apart, so that a clone trains its own: make report readme CONVMIXER_REPORTS=reports/published
 readme: $(READY) data
 	@CONVMIXER_REPORTS=reports/published $(BIN)/python -m lib.report.readme
+	@CONVMIXER_REPORTS=reports/published $(BIN)/python -m lib.report --front
 	@$(BIN)/python -m lib.report.cards
 	@$(BIN)/python -m lib.report.play
 

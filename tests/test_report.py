@@ -155,3 +155,11 @@ def test_a_figure_comes_after_its_question():
     for before, cell in itertools.pairwise(CELLS):
         if "show.figure(" in "".join(cell["source"]):
             assert before["cell_type"] == "markdown" and "?" in "".join(before["source"])
+
+
+def test_the_front_page_lists_the_studies_that_have_runs(copy, built):
+    done = build(copy, "--front")
+    assert (done.stdout.strip(), done.returncode) == ("reports/index.html", 0), done.stderr
+    text = (copy / "reports" / "index.html").read_text(encoding="utf-8")
+    assert '<a href="part/index.html">part</a>' in text and "16 of 18" in text and "The paper" in text
+    assert_offline(Page(text))

@@ -1,5 +1,7 @@
 """`python -m lib.report STUDY`: the records of a study become one offline page, with its figures and tables as files.
 
+`python -m lib.report --front` makes reports/index.html, the page over all studies, in the same way.
+
 reports/<study>/index.html        the page: one file, no network
                 summary.ipynb     the executed notebook (not in git)
                 figures/*.png, *.svg and tables/*.csv
@@ -17,7 +19,7 @@ from lib import study as studies
 from lib.params import ParameterError, UserError
 from lib.study import ROOT
 
-NOTEBOOK = ROOT / "notebooks" / "summary.ipynb"
+NOTEBOOK, FRONT = ROOT / "notebooks" / "summary.ipynb", ROOT / "notebooks" / "front.ipynb"
 PAGE, EXECUTED = "index.html", "summary.ipynb"
 HIDDEN = {"parameters", "injected-parameters", "hidden"}  # tags of the cells that the page leaves out
 CONTENTS = "<!-- contents -->"  # where the template wants them
@@ -38,30 +40,39 @@ def build(study: str) -> Path:
     and tables of the last time stay as they were.
     """
     studies.load(study)  # a bad name or file should be one line, before a kernel is started
-    folder = records.study_folder(study)
+    return write(NOTEBOOK, {"study": study}, records.study_folder(study), f"ConvMixer on CIFAR-10: {study}")
+
+
+def build_front() -> Path:
+    """Writes the page over all studies; its path. Raises ReportError if the notebook fails."""
+    return write(FRONT, {}, records.REPORTS, "ConvMixer on CIFAR-10, reproduced")
+
+
+def write(source: Path, parameters: dict, folder: Path, title: str) -> Path:
+    """Executes a notebook and writes its page, figures and tables into a folder; the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    notebook = execute(study, folder / EXECUTED)
-    page = html(notebook, f"ConvMixer on CIFAR-10: {study}")
+    notebook = execute(source, parameters, folder / EXECUTED)
+    page = html(notebook, title)
     save_files(notebook, folder)
     records.write_bytes(folder / PAGE, page.encode())
     return folder / PAGE
 
 
-def execute(study: str, output: Path):
-    """Runs the summary notebook for a study with papermill; returns the executed notebook, which `output` holds too."""
+def execute(source: Path, parameters: dict, output: Path):
+    """Runs a notebook with papermill; returns the executed notebook, which `output` holds too."""
     import papermill
     from nbformat.reader import NotJSONError
 
     try:
         return papermill.execute_notebook(
-            NOTEBOOK, output, {"study": study}, kernel_name=kernel.NAME, language=kernel.LANGUAGE,
-            engine_name=kernel.ENGINE, progress_bar=False, cwd=NOTEBOOK.parent,
+            source, output, parameters, kernel_name=kernel.NAME, language=kernel.LANGUAGE,
+            engine_name=kernel.ENGINE, progress_bar=False, cwd=source.parent,
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
-        where = f"cell {error.exec_count} of {NOTEBOOK.relative_to(ROOT)}"
+        where = f"cell {error.exec_count} of {source.relative_to(ROOT)}"
         raise ReportError(f"{where}: {error.ename}: {error.evalue} (the whole story is in {output})") from None
     except (UserError, NotJSONError, papermill.exceptions.PapermillException) as error:
-        raise ReportError(f"{NOTEBOOK.relative_to(ROOT)}: {error}") from None
+        raise ReportError(f"{source.relative_to(ROOT)}: {error}") from None
 
 
 def html(notebook, title: str) -> str:
@@ -102,10 +113,10 @@ def save_files(notebook, folder: Path) -> list[Path]:
 def main(arguments: list[str]) -> int:
     """The command line: exit status 0 and the page's path, or 1 (2 for a bad study) and one line on stderr."""
     if len(arguments) != 1:
-        print(f"usage: python -m lib.report STUDY, one of {', '.join(studies.names())}", file=sys.stderr)
+        print(f"usage: python -m lib.report STUDY, one of {', '.join(studies.names())}, or --front", file=sys.stderr)
         return 2
     try:
-        page = build(arguments[0])
+        page = build_front() if arguments[0] == "--front" else build(arguments[0])
     except ParameterError as error:
         print(f"report: {error}", file=sys.stderr)
         return 2

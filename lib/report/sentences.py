@@ -26,14 +26,16 @@ CHOICE = {
 }
 
 
+ORIGIN = (
+    "A reproduction of “ConvMixer Reproduction: Kernel and Patch Size Ablations on CIFAR-10” by Li, Lu and Liu "
+    "(here the paper; [its notebooks](https://github.com/LOOK4869/ConvMixer)), which varies kernel and patch size "
+    "in the network of [Patches Are All You Need?](https://arxiv.org/abs/2201.09792) by Trockman and Kolter (here "
+    "the original). Every number of ours is computed from the records of runs."
+)
+
+
 def origin(study: Study, runs: pd.DataFrame) -> tuple[str, dict[str, str]]:
     """What a page is about, with links, and where it comes from: dates, commits, machines, licence, how to cite."""
-    text = (
-        "A reproduction of “ConvMixer Reproduction: Kernel and Patch Size Ablations on CIFAR-10” by Li, Lu and Liu "
-        "(here the paper; [its notebooks](https://github.com/LOOK4869/ConvMixer)), which varies kernel and patch size "
-        "in the network of [Patches Are All You Need?](https://arxiv.org/abs/2201.09792) by Trockman and Kolter (here "
-        "the original). Every number of ours is computed from the records of runs."
-    )
     done = runs.loc[runs["status"] == "done", "record"]
     here = records.study_folder(study.name)
     link = {name: os.path.relpath(ROOT / name, here) for name in ("README.md", "CITATION.cff", "LICENSE")}
@@ -48,7 +50,7 @@ def origin(study: Study, runs: pd.DataFrame) -> tuple[str, dict[str, str]]:
     facts["source"] = (
         f"[README]({link['README.md']}), [how to cite]({link['CITATION.cff']}), [MIT licence]({link['LICENSE']})"
     )
-    return text, facts
+    return ORIGIN, facts
 
 
 def short(study: Study, runs: pd.DataFrame) -> list[str]:
