@@ -145,6 +145,13 @@ def test_a_run_that_fails_fails_every_time_and_the_others_go_on(copy):
         path.write_text(text)
 
 
+def test_one_run_can_be_asked_for_alone(capsys):
+    study = all_runs.only(studies.load("smoke"), ["k9-p4-seed0"])
+    assert [run.name for run in study.runs] == ["k9-p4-seed0"]
+    assert all_runs.main(["smoke", "--run", "k9-p5-seed0"]) == 2
+    assert capsys.readouterr().err.startswith("run=k9-p5-seed0: not in smoke, there are k3-p1-seed0, ")
+
+
 def test_an_unknown_study_is_one_line(capsys):
     assert all_runs.main(["quik"]) == 2
     assert capsys.readouterr().err.startswith("study=quik: no params/studies/quik.yaml, there are ")

@@ -1,5 +1,7 @@
 """All runs of a study, each by papermill in a process of its own: `python -m lib.runs STUDY [--jobs N | --status]`.
 
+With `--run NAME` (more than once: each) only that run, for a scheduler that starts each run itself.
+
 Finished runs are skipped, unfinished ones go on, runs that another process holds are left to it. One that fails
 does not stop the others, but makes the exit status 1.
 """
@@ -40,9 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("study", help=f"one of {', '.join(names())}")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
     parser.add_argument("--status", action="store_true", help="only say how far each run is")
+    parser.add_argument("--run", action="append", metavar="NAME", help="only this run, such as k9-p1-seed0")
     options = parser.parse_args(arguments)
     try:
         study = load(options.study)
+        if options.run:
+            study = only(study, options.run)
     except ParameterError as error:
         print(error, file=sys.stderr)
         return 2
@@ -60,6 +65,14 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nstopped; `make runs STUDY={study.name}` goes on from the last checkpoints", file=sys.stderr)
         return 130
+
+
+def only(study: Study, names: list[str]) -> Study:
+    """The study with these runs alone; ParameterError for a run that it has not."""
+    there = {run.name: run for run in study.runs}
+    if unknown := [name for name in names if name not in there]:
+        raise ParameterError(f"run={unknown[0]}: not in {study.name}, there are {', '.join(there)}")
+    return dataclasses.replace(study, runs=tuple(run for run in study.runs if run.name in names))
 
 
 def status(study: Study) -> str:
