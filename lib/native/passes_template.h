@@ -1,4 +1,12 @@
-// The passes of one mixing block, forward and backward; included once an element type.
+// The passes of one mixing block, forward and backward.
+//
+// A template: layers.c includes it once an element type and arithmetic, after depthwise_template.h and
+// pointwise_template.h. The includer must define
+//   T               the type of a stored activation: float or bf16
+//   FN(name)        `name` with the suffix of this inclusion
+//   UNIT            floats or bfloat16 values in a lane that is multiplied: 1, or 2 for dot products of bfloat16 pairs
+//   LOAD, STORE     a vector of floats from and to activations
+//   GELU, SLOPE     of a vector of floats, as exactly as T can hold them
 //
 //     depthwise: y = depthwise(x) + bias,  g = GELU(y),  z = BatchNorm(g) + x
 //     pointwise: u = z W^T + bias,         v = GELU(u),  out = BatchNorm(v)
@@ -6,7 +14,6 @@
 // Kept for backward: x, y, u. GELU, z and the normalised values are computed again wherever a pass meets them.
 // BatchNorm needs a sum over the whole batch between passes; that is why there are several, and why no more.
 // The stem is a pointwise half alone: its z are the patches of the image.
-
 
 // What the passes of one call share.
 typedef struct {
@@ -76,9 +83,9 @@ static void FN(convolve)(const vf *tile, const vf *taps, const FN(shape) *s, vf 
 // Shifted sums of GELU(y) over some pixels, LANES channels: sound where the mean is large beside the spread.
 // to[0] = the shift, to[dim] = sum(g - shift), to[2 dim] = sum((g - shift)^2).
 static void FN(sum_gelu)(float *to, const T *y, long pixels, long dim) {
-    vf shift = FN(gelu)(LOAD(y)), first = splat(0), second = splat(0);
+    vf shift = GELU(LOAD(y)), first = splat(0), second = splat(0);
     for (long p = 0; p < pixels; p++) {
-        vf g = FN(gelu)(LOAD(y + p * dim)) - shift;
+        vf g = GELU(LOAD(y + p * dim)) - shift;
         first += g;
         second += g * g;
     }
@@ -93,7 +100,7 @@ static void FN(depthwise_forward_work)(void *context, long begin, long end, long
     const FN(shape) *s = &pass->shape;
     (void)group;
     long dim = a->dim, slabs = dim / LANES, image = s->height * s->width;
-    vf *tile = scratch(1, s->height * s->row * sizeof(vf));
+    vf *tile = scratch(X_TILE, s->height * s->row * sizeof(vf));
     memset(tile, 0, s->height * s->row * sizeof(vf));
     for (long task = begin; task < end; task++) {
         long b = task / slabs, slab = task % slabs, at = b * image * dim + slab * LANES;
@@ -108,7 +115,7 @@ static void FN(depthwise_forward_work)(void *context, long begin, long end, long
 // z = scale1 GELU(y) + shift1 + x of one pixel and LANES channels, or the patch itself (y is NULL).
 INLINE vf FN(z_at)(const T *x, const T *y, const float *scale, const float *shift) {
     vf z = LOAD(x);
-    return y ? load_f32(scale) * FN(gelu)(LOAD(y)) + load_f32(shift) + z : z;
+    return y ? load_f32(scale) * GELU(LOAD(y)) + load_f32(shift) + z : z;
 }
 
 static void FN(make_z)(FN(cell) *z, const T *x, const T *y, const float *scale, const float *shift, long rows,
@@ -123,14 +130,14 @@ static void FN(make_z)(FN(cell) *z, const T *x, const T *y, const float *scale, 
 static void FN(normalise)(T *out, const T *u, const float *scale, const float *shift, long rows, long dim) {
     for (long p = 0; p < rows; p++)
         for (long c = 0; c < dim; c += LANES)
-            STORE(out + p * dim + c, load_f32(scale + c) * FN(gelu)(LOAD(u + p * dim + c)) + load_f32(shift + c));
+            STORE(out + p * dim + c, load_f32(scale + c) * GELU(LOAD(u + p * dim + c)) + load_f32(shift + c));
 }
 
 static void FN(pointwise_forward_work)(void *context, long begin, long end, long group) {
     FN(pass) *pass = context;
     const layer *a = pass->a;
     (void)group;
-    FN(cell) *z = scratch(1, PANEL * a->inputs * sizeof *z);
+    FN(cell) *z = scratch(Z_PANEL, PANEL * a->inputs * sizeof *z);
     memset(z, 0, PANEL * a->inputs * sizeof *z);
     for (long panel = begin; panel < end; panel++) {
         long from = panel * PANEL, rows = least(PANEL, pass->pixels - from);
@@ -159,8 +166,9 @@ static void FN(evaluate_work)(void *context, long begin, long end, long group) {
     FN(pass) *pass = context;
     const layer *a = pass->a;
     long image = a->kernel ? pass->shape.height * pass->shape.width : PANEL;
-    T *y = a->kernel ? scratch(2, image * a->inputs * sizeof *y) : NULL, *u = scratch(3, PANEL * a->dim * sizeof *u);
-    FN(cell) *z = scratch(4, PANEL * a->inputs * sizeof *z);
+    T *y = a->kernel ? scratch(Y_IMAGE, image * a->inputs * sizeof *y) : NULL;
+    T *u = scratch(U_PANEL, PANEL * a->dim * sizeof *u);
+    FN(cell) *z = scratch(Z_PANEL, PANEL * a->inputs * sizeof *z);
     memset(z, 0, PANEL * a->inputs * sizeof *z);
     for (long b = begin; b < end; b++) {
         long start = b * image, stop = least(pass->pixels, start + image);
@@ -188,18 +196,14 @@ void FN(layers_forward)(const layer *a) {
     long dim = a->dim, in = a->inputs, image = a->height * a->width;
     FN(pass) pass = {.a = a, .shape = FN(shape_of)(a->height, a->width, a->kernel), .pixels = a->batch * image};
     pass.panels = (pass.pixels + PANEL - 1) / PANEL;
-    const FN(shape) *s = &pass.shape;
 
-    long chunks = most(a->batch, pass.panels);
-    size_t taps = dim * a->kernel * s->taps * UNIT * sizeof(float), weight = dim * in * sizeof(float);
-    char *memory = scratch(0, taps + weight + 4 * dim * sizeof(float) + 3 * chunks * dim * sizeof(float));
-    pass.taps = (vf *)memory;
-    pass.weight = (vf *)(memory + taps);
-    pass.scale1 = (float *)(memory + taps + weight);
-    pass.shift1 = pass.scale1 + dim;
-    pass.scale2 = pass.shift1 + dim;
-    pass.shift2 = pass.scale2 + dim;
-    float *partial = pass.shift2 + dim;
+    pass.taps = floats(TAPS, dim * a->kernel * pass.shape.taps * UNIT);
+    pass.weight = floats(WEIGHT, dim * in);
+    pass.scale1 = floats(SCALE1, dim);
+    pass.shift1 = floats(SHIFT1, dim);
+    pass.scale2 = floats(SCALE2, dim);
+    pass.shift2 = floats(SHIFT2, dim);
+    float *partial = floats(PARTIAL, 3 * most(a->batch, pass.panels) * dim);
     parallel(FN(pack_work), &pass, most(dim, in) / LANES, 0, threads);
 
     if (!a->u) {
@@ -236,7 +240,7 @@ static void FN(sum_backward_work)(void *context, long begin, long end, long grou
         memset(plain, 0, 2 * dim * sizeof(float));
         for (long p = 0; p < rows; p++)
             for (long c = 0; c < dim; c += LANES) {
-                vf d = LOAD(dout + p * dim + c), v = FN(gelu)(LOAD(u + p * dim + c));
+                vf d = LOAD(dout + p * dim + c), v = GELU(LOAD(u + p * dim + c));
                 store_f32(plain + c, load_f32(plain + c) + d);
                 store_f32(times + c, load_f32(times + c) + d * (v - load_f32(a->norm2.mean + c)));
             }
@@ -247,7 +251,7 @@ static void FN(sum_backward_work)(void *context, long begin, long end, long grou
 // `coef` is what backward_of made of a BatchNorm, [3][dim].
 INLINE vf FN(through_norm_and_gelu)(const T *d, const T *in, const float *coef, long dim) {
     vf x = LOAD(in), by_d = load_f32(coef), by_g = load_f32(coef + dim), constant = load_f32(coef + 2 * dim);
-    return (by_d * LOAD(d) + by_g * FN(gelu)(x) + constant) * FN(slope)(x);
+    return (by_d * LOAD(d) + by_g * GELU(x) + constant) * SLOPE(x);
 }
 
 // The sums of a panel in units, for each of dim channels.
@@ -267,7 +271,7 @@ static void FN(sum_products)(float *plain, float *times, const T *d, const T *in
         for (long p = 0; p < rows; p++) {
             vf value = LOAD(d + p * dim + c);
             first += value;
-            second += value * (FN(gelu)(LOAD(in + p * dim + c)) - middle);
+            second += value * (GELU(LOAD(in + p * dim + c)) - middle);
         }
         store_f32(plain + c, first);
         store_f32(times + c, second);
@@ -280,8 +284,8 @@ static void FN(pointwise_backward_work)(void *context, long begin, long end, lon
     const layer *a = pass->a;
     long dim = a->dim, in = a->inputs;
     size_t column = FN(STEP) * sizeof(vf), du_size = dim / LANES * column, z_size = in / LANES * column;
-    vf *du_units = scratch(1, du_size), *z_units = scratch(2, z_size);
-    FN(cell) *du_rows = scratch(3, PANEL * dim * sizeof *du_rows);
+    vf *du_units = scratch(DU_UNITS, du_size), *z_units = scratch(Z_UNITS, z_size);
+    FN(cell) *du_rows = scratch(DU_PANEL, PANEL * dim * sizeof *du_rows);
     float *gradient = pass->sums + group * dim * in;
     memset(gradient, 0, dim * in * sizeof(float));
     for (long panel = begin; panel < end; panel++) {
@@ -351,8 +355,8 @@ static void FN(depthwise_backward_work)(void *context, long begin, long end, lon
     long dim = a->dim, slabs = dim / LANES, image = s->height * s->width, kk = s->kernel * s->kernel;
     long dy_row = s->units + UNIT, dy_size = (s->height + 2 * GUARD) * dy_row;
     size_t tile_size = s->height * s->row * sizeof(vf);
-    vf *x_tile = scratch(1, tile_size), *dy_tile = scratch(2, tile_size);
-    vf *even = scratch(3, dy_size * sizeof(vf)), *odd = scratch(4, dy_size * sizeof(vf));
+    vf *x_tile = scratch(X_TILE, tile_size), *dy_tile = scratch(DY_TILE, tile_size);
+    vf *even = scratch(DY_EVEN, dy_size * sizeof(vf)), *odd = scratch(DY_ODD, dy_size * sizeof(vf));
     float *gradient = pass->sums + group * dim * kk;
     memset(gradient, 0, dim * kk * sizeof(float));
     memset(x_tile, 0, tile_size);
@@ -377,21 +381,16 @@ void FN(layers_backward)(const layer *a) {
     long dim = a->dim, in = a->inputs, image = a->height * a->width, kk = a->kernel * a->kernel;
     FN(pass) pass = {.a = a, .shape = FN(shape_of)(a->height, a->width, a->kernel), .pixels = a->batch * image};
     pass.panels = (pass.pixels + PANEL - 1) / PANEL;
-    const FN(shape) *s = &pass.shape;
 
-    long chunks = most(a->batch, pass.panels);
-    size_t taps = dim * a->kernel * s->taps * UNIT * sizeof(float), weight = dim * in * sizeof(float);
-    size_t groups = sum_groups(threads), pointwise_sums = groups * weight, depthwise_sums = groups * dim * kk * sizeof(float);
-    size_t sums = (size_t)most((long)pointwise_sums, (long)depthwise_sums);
-    char *memory = scratch(0, taps + weight + sums + (5 + 3 * chunks) * dim * sizeof(float));
+    long groups = sum_groups(threads);
     pass.flip = 1;
-    pass.taps = (vf *)memory;
-    pass.weight = (vf *)(memory + taps);
-    pass.sums = (float *)(memory + taps + weight);
-    pass.scale1 = (float *)(memory + taps + weight + sums);
-    pass.shift1 = pass.scale1 + dim;
-    pass.coef = pass.shift1 + dim;
-    pass.partial = pass.coef + 3 * dim;
+    pass.taps = floats(TAPS, dim * a->kernel * pass.shape.taps * UNIT);
+    pass.weight = floats(WEIGHT, dim * in);
+    pass.scale1 = floats(SCALE1, dim);
+    pass.shift1 = floats(SHIFT1, dim);
+    pass.coef = floats(COEFFICIENTS, 3 * dim);
+    pass.partial = floats(PARTIAL, 3 * most(a->batch, pass.panels) * dim);
+    pass.sums = floats(SUMS, groups * dim * most(in, kk));
     pass.dz = a->kernel ? a->dz : a->dx;
     parallel(FN(pack_work), &pass, most(dim, in) / LANES, 0, threads);
     if (a->kernel) affine_of(&a->norm1, dim, pass.scale1, pass.shift1);

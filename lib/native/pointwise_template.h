@@ -1,5 +1,12 @@
 // Matrix products of a panel of pixels with the pointwise weight, and of two panels into the weight's gradient.
-// Included once an element type; a unit is a float, or (UNIT == 2) a pair of bfloat16 along the summed dimension.
+// A unit is a float, or (UNIT == 2) a pair of bfloat16 along the summed dimension.
+//
+// A template: layers.c includes it once an element type and arithmetic, after depthwise_template.h. The includer must
+// define
+//   T               the type of a stored activation: float or bf16
+//   FN(name)        `name` with the suffix of this inclusion
+//   UNIT            floats or bfloat16 values in a lane that is multiplied: 1, or 2 for dot products of bfloat16 pairs
+//   STORE           a vector of floats to activations
 
 #if UNIT == 2
 typedef bf16 FN(cell);  // an element of a panel that is summed over

@@ -140,17 +140,27 @@ INLINE vf slope_bf16(vf x) {
 
 // ---------------------------------------------------------------------------------------------- memory
 
-// A buffer that one thread keeps for its next call, by slot; nothing is mapped or zeroed in a warm loop.
-static void *scratch(int slot, size_t bytes) {
+// What needs memory for the length of a call: each has a buffer of its own, in each thread.
+typedef enum {
+    TAPS, WEIGHT, SCALE1, SHIFT1, SCALE2, SHIFT2, COEFFICIENTS, PARTIAL, SUMS,  // a pass: see there
+    X_TILE, DY_TILE, DY_EVEN, DY_ODD,                                            // an image, LANES channels
+    Z_PANEL, U_PANEL, DU_PANEL, Z_UNITS, DU_UNITS, Y_IMAGE,                      // some pixels, all channels
+    SLOTS,
+} slot;
+
+// That buffer, kept for the next call: nothing is mapped or zeroed in a warm loop.
+static void *scratch(slot s, size_t bytes) {
     static _Thread_local struct {
         void *memory;
         size_t bytes;
-    } kept[8];
-    if (kept[slot].bytes < bytes) {
-        free(kept[slot].memory);
+    } kept[SLOTS];
+    if (kept[s].bytes < bytes) {
+        free(kept[s].memory);
         bytes = (bytes + 4095) & ~(size_t)4095;
-        if (posix_memalign(&kept[slot].memory, 4096, bytes)) abort();
-        kept[slot].bytes = bytes;
+        if (posix_memalign(&kept[s].memory, 4096, bytes)) abort();
+        kept[s].bytes = bytes;
     }
-    return kept[slot].memory;
+    return kept[s].memory;
 }
+
+static void *floats(slot s, size_t count) { return scratch(s, count * sizeof(float)); }
