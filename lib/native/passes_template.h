@@ -44,13 +44,21 @@ static void FN(pack_work)(void *context, long begin, long end, long group) {
 
 // ---------------------------------------------------------------------------------------------- forward
 
+// Asks for what lies some pixels ahead: processors foresee a walk along memory, but not one with steps of `dim`.
+INLINE void FN(fetch)(const T *at, long dim) {
+    enum { AHEAD = 32 };
+    UNROLL for (long pixel = 0; pixel < UNIT; pixel++) __builtin_prefetch(at + (AHEAD + pixel) * dim);
+}
+
 // x of one image, LANES channels -> the inside of a padded tile.
 static void FN(fill_tile)(vf *tile, const T *x, const FN(shape) *s, long dim) {
     for (long h = 0; h < s->height; h++) {
         vf *to = tile + h * s->row + s->left;
         const T *from = x + h * s->width * dim;
-        for (long w = 0; w < s->width; w += UNIT, from += UNIT * dim)
+        for (long w = 0; w < s->width; w += UNIT, from += UNIT * dim) {
+            FN(fetch)(from, dim);
             *to++ = FN(unit)(LOAD(from), UNIT == 2 && w + 1 < s->width ? LOAD(from + dim) : splat(0));
+        }
     }
 }
 
@@ -123,7 +131,7 @@ static void FN(make_z)(FN(cell) *z, const T *x, const T *y, const float *scale, 
     for (long p = 0; p < rows; p++)
         for (long c = 0; c < dim; c += LANES) {
             long at = p * dim + c;
-            STORE_CELL(z + at, FN(z_at)(x + at, y ? y + at : NULL, scale + c, shift + c));
+            STORE_CELL(z + p * FN(row_of)(dim) + c, FN(z_at)(x + at, y ? y + at : NULL, scale + c, shift + c));
         }
 }
 
@@ -137,8 +145,9 @@ static void FN(pointwise_forward_work)(void *context, long begin, long end, long
     FN(pass) *pass = context;
     const layer *a = pass->a;
     (void)group;
-    FN(cell) *z = scratch(Z_PANEL, PANEL * a->inputs * sizeof *z);
-    memset(z, 0, PANEL * a->inputs * sizeof *z);
+    const size_t size = PANEL * FN(row_of)(a->inputs) * sizeof(FN(cell));
+    FN(cell) *z = scratch(Z_PANEL, size);
+    memset(z, 0, size);
     for (long panel = begin; panel < end; panel++) {
         long from = panel * PANEL, rows = least(PANEL, pass->pixels - from);
         const T *x = (const T *)a->x + from * a->inputs, *y = a->kernel ? (const T *)a->y + from * a->inputs : NULL;
@@ -168,8 +177,9 @@ static void FN(evaluate_work)(void *context, long begin, long end, long group) {
     long image = a->kernel ? pass->shape.height * pass->shape.width : PANEL;
     T *y = a->kernel ? scratch(Y_IMAGE, image * a->inputs * sizeof *y) : NULL;
     T *u = scratch(U_PANEL, PANEL * a->dim * sizeof *u);
-    FN(cell) *z = scratch(Z_PANEL, PANEL * a->inputs * sizeof *z);
-    memset(z, 0, PANEL * a->inputs * sizeof *z);
+    const size_t size = PANEL * FN(row_of)(a->inputs) * sizeof(FN(cell));
+    FN(cell) *z = scratch(Z_PANEL, size);
+    memset(z, 0, size);
     for (long b = begin; b < end; b++) {
         long start = b * image, stop = least(pass->pixels, start + image);
         if (a->kernel) {
@@ -258,20 +268,20 @@ INLINE vf FN(through_norm_and_gelu)(const T *d, const T *in, const float *coef, 
 static void FN(sum_units)(float *to, const vf *units, long dim) {
     for (long c = 0; c < dim; c += LANES) {
         vf total = splat(0), one = FN(unit)(splat(1), splat(1));
-        for (long p = 0; p < FN(PAIRS); p++) total = FN(dot)(total, units[c / LANES * FN(STEP) + p], one);
+        for (long p = 0; p < FN(PAIRS); p++) total = FN(dot)(total, units[FN(unit_at)(p, c, dim)], one);
         store_f32(to + c, total);
     }
 }
 
-// Sums over pixels of d and of d (GELU(in) - mean), for each channel.
-static void FN(sum_products)(float *plain, float *times, const T *d, const T *in, const float *mean, long rows,
+// Sums over pixels of d and of d (g - mean), for each channel.
+static void FN(sum_products)(float *plain, float *times, const T *d, const float *g, const float *mean, long rows,
                              long dim) {
     for (long c = 0; c < dim; c += LANES) {
         vf first = splat(0), second = splat(0), middle = load_f32(mean + c);
         for (long p = 0; p < rows; p++) {
             vf value = LOAD(d + p * dim + c);
             first += value;
-            second += value * (GELU(LOAD(in + p * dim + c)) - middle);
+            second += value * (load_f32(g + p * dim + c) - middle);
         }
         store_f32(plain + c, first);
         store_f32(times + c, second);
@@ -283,10 +293,11 @@ static void FN(pointwise_backward_work)(void *context, long begin, long end, lon
     FN(pass) *pass = context;
     const layer *a = pass->a;
     long dim = a->dim, in = a->inputs;
-    size_t column = FN(STEP) * sizeof(vf), du_size = dim / LANES * column, z_size = in / LANES * column;
+    // Floats are summed over pixels where they lie.
+    size_t du_size = PANEL * FN(row_of)(dim) * sizeof(float), z_size = PANEL * FN(row_of)(in) * sizeof(float);
     vf *du_units = scratch(DU_UNITS, du_size), *z_units = scratch(Z_UNITS, z_size);
-    FN(cell) *du_rows = scratch(DU_PANEL, PANEL * dim * sizeof *du_rows);
-    float *gradient = pass->sums + group * dim * in;
+    FN(cell) *du_rows = UNIT == 2 ? scratch(DU_PANEL, du_size) : (void *)du_units;
+    float *g_panel = floats(G_PANEL, PANEL * in), *gradient = pass->sums + group * dim * in;
     memset(gradient, 0, dim * in * sizeof(float));
     for (long panel = begin; panel < end; panel++) {
         long from = panel * PANEL, rows = least(PANEL, pass->pixels - from);
@@ -299,20 +310,26 @@ static void FN(pointwise_backward_work)(void *context, long begin, long end, lon
         for (long p = 0; p < rows; p += UNIT) {
             const int both = UNIT == 2 && p + 1 < rows;
             for (long c = 0; c < dim; c += LANES) {
-                long at = p * dim + c, next = at + dim;
+                long at = p * dim + c, row = p * FN(row_of)(dim) + c;
                 vf first = FN(through_norm_and_gelu)(dout + at, u + at, pass->coef + c, dim), second = splat(0);
-                STORE_CELL(du_rows + at, first);
-                if (both) {
-                    second = FN(through_norm_and_gelu)(dout + next, u + next, pass->coef + c, dim);
-                    STORE_CELL(du_rows + next, second);
+                if (both) second = FN(through_norm_and_gelu)(dout + at + dim, u + at + dim, pass->coef + c, dim);
+                if (UNIT == 2) {
+                    STORE_CELL(du_rows + row, first);
+                    STORE_CELL(du_rows + row + FN(row_of)(dim), second);
                 }
-                du_units[c / LANES * FN(STEP) + p / UNIT] = FN(unit)(first, second);
+                du_units[FN(unit_at)(p / UNIT, c, dim)] = FN(unit)(first, second);
             }
             for (long c = 0; c < in; c += LANES) {
-                long at = p * in + c, next = at + in;
-                vf first = FN(z_at)(x + at, y ? y + at : NULL, pass->scale1 + c, pass->shift1 + c), second = splat(0);
-                if (both) second = FN(z_at)(x + next, y ? y + next : NULL, pass->scale1 + c, pass->shift1 + c);
-                z_units[c / LANES * FN(STEP) + p / UNIT] = FN(unit)(first, second);
+                vf z[UNIT];
+                for (int i = 0; i < UNIT; i++) {
+                    long at = (p + i) * in + c;
+                    z[i] = i == 0 || both ? LOAD(x + at) : splat(0);
+                    if (!y || (i == 1 && !both)) continue;
+                    vf g = GELU(LOAD(y + at));
+                    store_f32(g_panel + at, g);
+                    z[i] += load_f32(pass->scale1 + c) * g + load_f32(pass->shift1 + c);
+                }
+                z_units[FN(unit_at)(p / UNIT, c, in)] = FN(unit)(z[0], z[UNIT - 1]);
             }
         }
         float *d_bias = pass->partial + panel * 3 * dim, *plain = d_bias + dim, *times = plain + dim;
@@ -321,7 +338,7 @@ static void FN(pointwise_backward_work)(void *context, long begin, long end, lon
         if (!pass->dz) continue;
         T *dz = (T *)pass->dz + from * in;
         FN(product)(du_rows, rows, dim / UNIT, pass->weight, NULL, dz, in);
-        if (y) FN(sum_products)(plain, times, dz, y, a->norm1.mean, rows, in);
+        if (y) FN(sum_products)(plain, times, dz, g_panel, a->norm1.mean, rows, in);
     }
 }
 
@@ -334,6 +351,8 @@ static vf FN(fill_dy)(vf *tile, vf *even, vf *odd, long dy_row, const T *dz, con
         vf before = splat(0), *e = even + h * dy_row, *o = odd + h * dy_row, *t = tile + h * s->row + s->left;
         for (long w = 0; w < s->width; w += UNIT) {
             long at = (h * s->width + w) * dim, next = at + dim;
+            FN(fetch)(dz + at, dim);
+            FN(fetch)(y + at, dim);
             vf first = FN(through_norm_and_gelu)(dz + at, y + at, coef, dim), second = splat(0);
             if (UNIT == 2 && w + 1 < s->width) second = FN(through_norm_and_gelu)(dz + next, y + next, coef, dim);
             total += UNIT == 2 ? first + second : first;

@@ -144,7 +144,7 @@ INLINE vf slope_bf16(vf x) {
 typedef enum {
     TAPS, WEIGHT, SCALE1, SHIFT1, SCALE2, SHIFT2, COEFFICIENTS, PARTIAL, SUMS,  // a pass: see there
     X_TILE, DY_TILE, DY_EVEN, DY_ODD,                                            // an image, LANES channels
-    Z_PANEL, U_PANEL, DU_PANEL, Z_UNITS, DU_UNITS, Y_IMAGE,                      // some pixels, all channels
+    Z_PANEL, U_PANEL, G_PANEL, DU_PANEL, Z_UNITS, DU_UNITS, Y_IMAGE,             // some pixels, all channels
     SLOTS,
 } slot;
 
