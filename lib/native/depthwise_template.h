@@ -1,6 +1,6 @@
 // Depthwise convolution of one image and LANES channels, from a padded tile that fits in the first caches.
-// A *unit* is what one lane of a vector holds: a float, or (UNIT == 2) a pair of bfloat16 pixels, columns 2j and 2j + 1,
-// that one dot-product instruction takes together.
+// A *unit* is what one lane of a vector holds: a float, or (UNIT == 2) a pair of bfloat16 pixels, columns 2j and
+// 2j + 1, that one dot-product instruction takes together.
 //
 // A template: layers.c includes it once an element type and arithmetic. The includer must define
 //   FN(name)        `name` with the suffix of this inclusion

@@ -5,6 +5,7 @@
 // caller.
 
 #include "vectors.h"
+#include "gelu.h"
 #include "threads.h"
 
 // One BatchNorm: its parameters, the statistics that it uses, and how it keeps the running ones.

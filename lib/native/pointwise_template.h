@@ -22,8 +22,8 @@ typedef float FN(cell);
 #define WIDE (REGISTERS / 8)  // and vectors
 #endif
 
-// Cells from one pixel of a panel to the next: at a step of a power of two, pixels would push each other out of the first
-// cache.
+// Cells from one pixel of a panel to the next: at a step of a power of two, pixels would push each other out of the
+// first cache.
 INLINE long FN(row_of)(long dim) { return dim + UNIT * LANES; }
 
 // weight(n, k) = from[n * step_n + k * step_k], for LANES values of n from `at` on, into its place in units: vectors
@@ -88,15 +88,15 @@ static void FN(product)(const FN(cell) *panel, long rows, long units, const vf *
     }
 }
 
-// A panel in units of pixels, to be summed over them: floats stay where they are, bfloat16 pairs lie by channels, a vector
-// of them STEP units from the next (not PAIRS, for the same reason).
+// A panel in units of pixels, to be summed over them: floats stay where they are, bfloat16 pairs lie by channels, a
+// vector of them STEP units from the next (not PAIRS, for the same reason).
 enum { FN(PAIRS) = PANEL / UNIT, FN(STEP) = FN(PAIRS) + 1 };
 INLINE long FN(unit_at)(long pair, long c, long dim) {
     return UNIT == 2 ? c / LANES * FN(STEP) + pair : (pair * FN(row_of)(dim) + c) / LANES;
 }
 
-INLINE void FN(gradient_block)(const vf *du, int lane, long du_step, const vf *z, long z_step, const int wide, float *out,
-                               long in_dim) {
+INLINE void FN(gradient_block)(const vf *du, int lane, long du_step, const vf *z, long z_step, const int wide,
+                               float *out, long in_dim) {
     vf sums[4][WIDE];
     UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < wide; j++) sums[i][j] = splat(0);
     for (long p = 0; p < FN(PAIRS); p++, du += du_step, z += z_step) {

@@ -1,4 +1,4 @@
-// What both element types share: vectors of floats, loads and stores, GELU, scratch memory, threads.
+// What both element types share: vectors of floats, loads and stores, scratch memory.
 // Only GCC's and Clang's vector extensions, so the same text serves AVX-512, AVX2 and NEON.
 
 #include <math.h>
@@ -96,46 +96,6 @@ INLINE vf clamp(vf x, float limit) {
     x = choose(x > splat(limit), splat(limit), x);
     return choose(x < splat(-limit), splat(-limit), x);
 #endif
-}
-
-// ---------------------------------------------------------------------------------------------- GELU
-
-// GELU(x) = x P(X <= x), X normal, and its slope P(X <= x) + x density(x): both are 1/2 plus an odd function that is
-// flat beyond a few units, here x times a minimax polynomial in s = 2 (x / limit)^2 - 1 (in s rather than x^2, since
-// its coefficients stay small and so do the rounding errors). Errors, absolute: float32 2.5e-7 max(1, |x|) and 5e-7
-// (slope); bfloat16 2e-5 max(1, |x|) and 2e-4, a tenth of its rounding.
-INLINE vf half_plus_odd(vf x, float limit, const float *coefficients, const int degree) {
-    vf inside = clamp(x, limit), s = inside * inside * splat(2 / (limit * limit)) - splat(1);
-    vf p = splat(coefficients[degree]);
-    UNROLL for (int i = degree - 1; i >= 0; i--) p = p * s + splat(coefficients[i]);
-    return inside * p + splat(0.5f);
-}
-
-INLINE vf gelu_f32(vf x) {
-    static const float c[] = {0.128551938f,   -0.0641723654f,  0.0477366874f,  -0.0387910595f,  0.0320887255f,
-                              -0.0260757452f, 0.0202320963f,   -0.0148217747f, 0.0106737177f,   -0.0073791865f,
-                              0.00386052432f, -0.00150446907f, 0.00135767168f, -0.00127149997f, 0.000423829724f};
-    return x * half_plus_odd(x, 5.5f, c, 14);
-}
-
-INLINE vf slope_f32(vf x) {
-    static const float c[] = {0.12875917f,    -0.0657400432f,  0.0536711518f,  -0.0537273398f,
-                              0.060180275f,   -0.0688494542f,  0.0753854604f,  -0.0729435415f,
-                              0.0604937857f,  -0.0530254498f,  0.0498290433f,  -0.0279263809f,
-                              0.00389389996f, -0.00633383794f, 0.0121835423f,  -0.00494111667f};
-    return half_plus_odd(x, 5.5f, c, 15);
-}
-
-INLINE vf gelu_bf16(vf x) {
-    static const float c[] = {0.165934898f,  -0.0807775541f, 0.0557330629f,  -0.0391652063f, 0.0253226187f,
-                              -0.0146164741f, 0.0092294542f, -0.00602766659f, 0.00201229554f};
-    return x * half_plus_odd(x, 4.25f, c, 8);
-}
-
-INLINE vf slope_bf16(vf x) {
-    static const float c[] = {0.170307269f,  -0.100460098f, 0.0997188222f,  -0.106285799f, 0.105103454f,
-                              -0.083107291f, 0.0486404147f, -0.0364843503f, 0.0339514779f, -0.0136974719f};
-    return half_plus_odd(x, 4.25f, c, 9);
 }
 
 // ---------------------------------------------------------------------------------------------- memory
