@@ -42,13 +42,12 @@ static void FN(pack_work)(void *context, long begin, long end, long group) {
     }
 }
 
-// ---------------------------------------------------------------------------------------------- forward
+// Pixels from what is read to what is asked for meanwhile. A processor foresees a walk along memory, but not one in steps
+// of `dim` through an image, nor the next panel while the products of this one keep it busy.
+enum { FN(AHEAD_IN_IMAGE) = 32, FN(AHEAD_IN_PANEL) = 4 };
+INLINE void FN(fetch)(const T *from, long dim, const long ahead) { __builtin_prefetch(from + ahead * dim); }
 
-// Asks for what lies some pixels ahead: processors foresee a walk along memory, but not one with steps of `dim`.
-INLINE void FN(fetch)(const T *at, long dim) {
-    enum { AHEAD = 32 };
-    UNROLL for (long pixel = 0; pixel < UNIT; pixel++) __builtin_prefetch(at + (AHEAD + pixel) * dim);
-}
+// ---------------------------------------------------------------------------------------------- forward
 
 // x of one image, LANES channels -> the inside of a padded tile.
 static void FN(fill_tile)(vf *tile, const T *x, const FN(shape) *s, long dim) {
@@ -56,7 +55,7 @@ static void FN(fill_tile)(vf *tile, const T *x, const FN(shape) *s, long dim) {
         vf *to = tile + h * s->row + s->left;
         const T *from = x + h * s->width * dim;
         for (long w = 0; w < s->width; w += UNIT, from += UNIT * dim) {
-            FN(fetch)(from, dim);
+            UNROLL for (int i = 0; i < UNIT; i++) FN(fetch)(from + i * dim, dim, FN(AHEAD_IN_IMAGE));
             *to++ = FN(unit)(LOAD(from), UNIT == 2 && w + 1 < s->width ? LOAD(from + dim) : splat(0));
         }
     }
@@ -131,6 +130,8 @@ static void FN(make_z)(FN(cell) *z, const T *x, const T *y, const float *scale, 
     for (long p = 0; p < rows; p++)
         for (long c = 0; c < dim; c += LANES) {
             long at = p * dim + c;
+            FN(fetch)(x + at, dim, FN(AHEAD_IN_PANEL));
+            if (y) FN(fetch)(y + at, dim, FN(AHEAD_IN_PANEL));
             STORE_CELL(z + p * FN(row_of)(dim) + c, FN(z_at)(x + at, y ? y + at : NULL, scale + c, shift + c));
         }
 }
@@ -311,6 +312,10 @@ static void FN(pointwise_backward_work)(void *context, long begin, long end, lon
             const int both = UNIT == 2 && p + 1 < rows;
             for (long c = 0; c < dim; c += LANES) {
                 long at = p * dim + c, row = p * FN(row_of)(dim) + c;
+                UNROLL for (int i = 0; i < UNIT; i++) {
+                    FN(fetch)(dout + at + i * dim, dim, FN(AHEAD_IN_PANEL));
+                    FN(fetch)(u + at + i * dim, dim, FN(AHEAD_IN_PANEL));
+                }
                 vf first = FN(through_norm_and_gelu)(dout + at, u + at, pass->coef + c, dim), second = splat(0);
                 if (both) second = FN(through_norm_and_gelu)(dout + at + dim, u + at + dim, pass->coef + c, dim);
                 if (UNIT == 2) {
@@ -323,8 +328,10 @@ static void FN(pointwise_backward_work)(void *context, long begin, long end, lon
                 vf z[UNIT];
                 for (int i = 0; i < UNIT; i++) {
                     long at = (p + i) * in + c;
+                    FN(fetch)(x + at, in, FN(AHEAD_IN_PANEL));
                     z[i] = i == 0 || both ? LOAD(x + at) : splat(0);
                     if (!y || (i == 1 && !both)) continue;
+                    FN(fetch)(y + at, in, FN(AHEAD_IN_PANEL));
                     vf g = GELU(LOAD(y + at));
                     store_f32(g_panel + at, g);
                     z[i] += load_f32(pass->scale1 + c) * g + load_f32(pass->shift1 + c);
@@ -351,8 +358,10 @@ static vf FN(fill_dy)(vf *tile, vf *even, vf *odd, long dy_row, const T *dz, con
         vf before = splat(0), *e = even + h * dy_row, *o = odd + h * dy_row, *t = tile + h * s->row + s->left;
         for (long w = 0; w < s->width; w += UNIT) {
             long at = (h * s->width + w) * dim, next = at + dim;
-            FN(fetch)(dz + at, dim);
-            FN(fetch)(y + at, dim);
+            UNROLL for (int i = 0; i < UNIT; i++) {
+                FN(fetch)(dz + at + i * dim, dim, FN(AHEAD_IN_IMAGE));
+                FN(fetch)(y + at + i * dim, dim, FN(AHEAD_IN_IMAGE));
+            }
             vf first = FN(through_norm_and_gelu)(dz + at, y + at, coef, dim), second = splat(0);
             if (UNIT == 2 && w + 1 < s->width) second = FN(through_norm_and_gelu)(dz + next, y + next, coef, dim);
             total += UNIT == 2 ? first + second : first;
