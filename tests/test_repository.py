@@ -83,11 +83,11 @@ BELOW = {
     "checkpoint": ("params", "records"),
     "explore": ("params", "study", "records", "machine", "model", "data"),
     "train": ("params", "records", "model", "data", "native", "checkpoint", "machine"),
-    "runs": ("params", "study", "records", "kernel", "machine", "model", "data", "checkpoint", "explore", "train"),
+    "runs": ("params", "study", "records", "kernel", "machine", "model", "native", "data", "checkpoint", "explore", "train"),
     "report": ("params", "study", "records", "kernel"),
     "bench": ("runs",),
     "predict": ("params", "records", "data", "explore"),
-    "verify": ("params", "study", "records", "machine", "data", "explore", "train", "report"),
+    "verify": ("params", "study", "records", "native", "data", "explore", "train", "report"),
 }
 TORCH = ("torch", "torchvision", "timm", "safetensors")
 

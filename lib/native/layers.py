@@ -102,6 +102,11 @@ def compiled() -> ctypes.CDLL | None:
     return code
 
 
+def code_name() -> str | None:
+    """The name of the compiled code, or None: the same for the same source, compiler and kind of processor."""
+    return Path(compiled()._name).stem if compiled() else None
+
+
 def keep_memory() -> None:
     """Makes glibc keep freed memory from here on: a step then neither maps nor zeroes its activations."""
     with contextlib.suppress(OSError, AttributeError):
