@@ -1,10 +1,16 @@
 """What several tests need: the real images, and a place for records that is not the repository's."""
 
+import os
+
 import pytest
 
 from lib import machine, records
 from lib.data import download
 from lib.params import Params
+
+# A make that a test starts is no part of the one that has started the tests: it would say that it enters a folder.
+for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+    os.environ.pop(name, None)
 
 # A network that trains in a second: it learns little, but through every part of the code.
 TINY = {
