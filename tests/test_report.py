@@ -11,6 +11,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import nbformat
 import pytest
 
 import made
@@ -133,6 +134,15 @@ def test_a_failing_notebook_is_one_line_and_keeps_the_old_page(copy):
     assert ran.returncode == 1 and ran.stdout == ""
     assert re.fullmatch(r"report: cell \d+ of notebooks/summary.ipynb: ValueError: torn \(.*\)\n", ran.stderr)
     assert page.read_text() == "the old page"
+
+
+def test_a_warning_in_a_cell_spoils_no_page():
+    """A library's warning is an output of text without metadata; the reader of the page is told nothing of it."""
+    figure = nbformat.v4.new_output("display_data", {"text/plain": "drawn"}, metadata={"file": "fig-1"})
+    warning = nbformat.v4.new_output("stream", name="stderr", text="RuntimeWarning: Mean of empty slice")
+    cell = nbformat.v4.new_code_cell("draw()", outputs=[warning, figure])
+    text = page.html(nbformat.v4.new_notebook(cells=[cell]), "a title")
+    assert "code: fig-1</summary>" in text and "drawn" in text and "Mean of empty slice" not in text
 
 
 def test_a_bad_study_is_one_line(copy, capsys):
