@@ -8,6 +8,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,7 +20,10 @@ from lib.report import page
 from lib.study import ROOT
 
 CELLS = json.loads((ROOT / "notebooks" / "summary.ipynb").read_text(encoding="utf-8"))["cells"]
-NO_TORCH = "raise ImportError('the summary must build without torch')"
+# What the project needs and a page does not: the group `report` of pyproject.toml is enough for it.
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+NEEDLESS = set(PROJECT["project"]["dependencies"]) - set(PROJECT["dependency-groups"]["report"])
+ABSENT = "raise ImportError('a page must build without it')"
 
 
 class Page(HTMLParser):
@@ -43,11 +47,12 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """The repository's source in a path with a space and an umlaut, two studies in it, and a torch that raises."""
+    """The repository's source in a path with a space and an umlaut, two studies in it, and nothing that a page can do without."""
     home = tmp_path_factory.mktemp("Über uns") / "the copy"
     for name in ("lib", "notebooks", "params"):
         shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__", "*.ipynb_checkpoints"))
-    (home / "torch.py").write_text(NO_TORCH)
+    for pin in NEEDLESS:
+        (home / f"{re.match('[a-z_]+', pin)[0]}.py").write_text(ABSENT)
     with pytest.MonkeyPatch.context() as patch:
         made.place(patch, home)
         part = made.study("part", seeds=range(2), purpose="Text with <script>alert(1)</script> & more.")

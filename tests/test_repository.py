@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,11 +20,20 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MODULES = sorted((ROOT / "lib").rglob("*.py"))
 
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PINS = PROJECT["project"]["dependencies"]
+CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base", "seaborn": "seaborn-base"}  # other names there
+
+
 def test_conda_and_pip_users_get_the_same_pins():
-    pins = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    (pip,) = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
-    assert pip == [*pins, "--editable ."]
+    pins = [re.fullmatch(r"([\w-]+)(.+)", pin).groups() for pin in PINS]
+    asked = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    ours = [f"{CONDA.get(name, name)} {version}" for name, version in pins]
+    assert asked == ["python >=3.11", *ours, "pip", {"pip": ["--editable ."]}]
+
+
+def test_a_page_is_built_with_the_same_pins_as_the_runs():
+    assert set(PROJECT["dependency-groups"]["report"]) < set(PINS)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
