@@ -47,7 +47,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """The repository's source in a path with a space and an umlaut, two studies in it, and nothing that a page can do without."""
+    """The source in a path with a space and an umlaut, two studies in it, and nothing that a page can do without."""
     home = tmp_path_factory.mktemp("Über uns") / "the copy"
     for name in ("lib", "notebooks", "params"):
         shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__", "*.ipynb_checkpoints"))

@@ -11,6 +11,8 @@ import tomllib
 import nbformat
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from lib import records
 from lib.report import readme
@@ -30,6 +32,18 @@ def test_conda_and_pip_users_get_the_same_pins():
     asked = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     ours = [f"{CONDA.get(name, name)} {version}" for name, version in pins]
     assert asked == ["python >=3.11", *ours, "pip", {"pip": ["--editable ."]}]
+
+
+def test_the_lock_holds_what_is_asked_for_and_a_digest_of_each_package():
+    entries = re.split(r"\n(?=\w)", (ROOT / "requirements.lock").read_text())[1:]
+    assert all(re.match(r"[\w.-]+==", entry) and "--hash=sha256:" in entry for entry in entries)
+    locked: dict[str, set[str]] = {}
+    for entry in entries:
+        name, version = re.match(r"([\w.-]+)==([^\s;]+)", entry).groups()
+        locked.setdefault(canonicalize_name(name), set()).add(version)
+    for pin in map(Requirement, [*PINS, *PROJECT["project"]["optional-dependencies"]["dev"]]):
+        versions = locked[canonicalize_name(pin.name)]
+        assert all(pin.specifier.contains(version) for version in versions), f"{pin}: {versions}"
 
 
 def test_a_page_is_built_with_the_same_pins_as_the_runs():
