@@ -92,6 +92,16 @@ def test_git_keeps_the_source_and_the_records_and_nothing_else_of_a_run(tmp_path
     assert ignored(*left_out) == left_out
 
 
+def test_documents_containers_and_workflows_ask_make_only_for_what_it_has():
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    names = ("*.md", "docs/*.md", "Dockerfile", ".devcontainer/*", ".ci/run", ".pre-commit*", ".github/workflows/*")
+    found = {path: path.read_text(encoding="utf-8") for name in names for path in ROOT.glob(name)}
+    command = re.compile(r"""(?:^ *|[`'"[]|&& |RUN |run: |entry: )make(?: |", ")([a-z-]+)""", re.MULTILINE)
+    asked = {path.name: set(command.findall(text)) - set(targets) for path, text in found.items()}
+    assert not any(asked.values()), asked
+    assert command.findall(found[ROOT / "Dockerfile"]) == ["report", "setup", "report"]
+
+
 # What each room of lib may import from the others at the top of its files; the files of lib/ itself go by name.
 # Whatever stands further down may import what stands above it, and nothing else.
 BELOW = {
