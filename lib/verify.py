@@ -12,8 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lib import explore, machine, records, train
+from lib import explore, records, train
 from lib.data.download import Arrays, cifar10
+from lib.native import layers
 from lib.params import Params, UserError
 from lib.records import PUBLISHED
 from lib.report import readme
@@ -61,17 +62,15 @@ def weights(folder: Path, cifar: Arrays) -> tuple[bool, str]:
     model.load_state_dict(explore.load_weights(folder))
     found = train.evaluate(p, model, forward, cifar["test_images"], cifar["test_labels"])
     others = int((found["logits"].argmax(1) != kept["logits"].argmax(1)).sum())
-    here = {"cpu": machine.cpu_name(), "native": native, **train.kinds(p, train.pick_device("cpu"), native)}
-    there = record["environment"]
-    alike = all(
-        there.get(name) == here[key]
-        for name, key in (("cpu", "cpu"), ("native", "native"), ("dtype", "dtype"), ("bfloat16_products", "products"))
-    )
+    # The same source, compiler and kind of processor give the same bits.
+    products = train.kinds(p, train.pick_device("cpu"), native)["products"]
+    here = {"native": native, "native_code": layers.code_name(), "bfloat16_products": products}
+    alike = native is True and all(record["environment"].get(name) == value for name, value in here.items())
     allowed = 0 if alike else ELSEWHERE[p.dtype]
     return others <= allowed, (
         f"{record['study']}/{record['run']}: {found['acc']:.2f} % now, {record['test_acc']:.2f} % in the record; "
         f"{others} of {len(kept['labels'])} images classified otherwise, {allowed} allowed"
-        + ("" if alike else " on another processor or arithmetic")
+        + ("" if alike else " for another processor or other native code")
     )
 
 

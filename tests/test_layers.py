@@ -403,7 +403,7 @@ from lib.params import ParameterError
 model = ConvMixer(16, 1, 3, 2)
 print(layers.accelerate(model), type(model).__name__, tuple(model(torch.randn(2, 3, 8, 8)).shape), sep="; ")
 """
-    process = run_python(script, XDG_CACHE_HOME=str(tmp_path), CC="/nonexistent/cc")
+    process = run_python(script, XDG_CACHE_HOME=str(tmp_path), CC="/nonexistent/cc", PATH="/nonexistent")
     out, said = process.communicate(timeout=100)
     assert out.strip() == "native layers could not be compiled; ConvMixer; (2, 10)"
     assert len(said.strip().splitlines()) == 1

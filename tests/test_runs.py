@@ -87,7 +87,7 @@ def test_the_network_that_the_notebook_opens_with_is_published():
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     asked = {}
     exec(cell.source, asked)
-    assert (explore.PUBLISHED / asked["study"] / "runs" / asked["name"] / records.WEIGHTS).exists()
+    assert (records.PUBLISHED / asked["study"] / "runs" / asked["name"] / records.WEIGHTS).exists()
 
 
 def test_status_is_a_table_of_every_run(copy):

@@ -1,6 +1,10 @@
 // Depthwise convolution of one image and LANES channels, from a padded tile that fits in the first caches.
-// Included once an element type. A *unit* is what one lane of a vector holds: a float, or (UNIT == 2) a pair of
-// bfloat16 pixels, columns 2j and 2j + 1, that one dot-product instruction takes together.
+// A *unit* is what one lane of a vector holds: a float, or (UNIT == 2) a pair of bfloat16 pixels, columns 2j and
+// 2j + 1, that one dot-product instruction takes together.
+//
+// A template: layers.c includes it once an element type and arithmetic. The includer must define
+//   FN(name)        `name` with the suffix of this inclusion
+//   UNIT            floats or bfloat16 values in a lane: 1, or 2 for dot products of bfloat16 pairs
 
 typedef struct {
     long height, width, kernel, pad, left;  // left: zero columns before the first pixel, whole units

@@ -1,4 +1,10 @@
-// The two ends of the network: images into patches, and the mean over places. Included once an element type.
+// The two ends of the network: images into patches, and the mean over places.
+//
+// A template: layers.c includes it once an element type and arithmetic. The includer must define
+//   T               the type of a stored activation: float or bf16
+//   FN(name)        `name` with the suffix of this inclusion
+//   LOAD, STORE     a vector of floats from and to activations
+//   ELEMENT(value)  a float as an activation
 
 typedef struct {
     int64_t batch, channels, height, width, patch, dim, threads;  // height, width: of the grid of patches

@@ -5,6 +5,7 @@
 // caller.
 
 #include "vectors.h"
+#include "gelu.h"
 #include "threads.h"
 
 // One BatchNorm: its parameters, the statistics that it uses, and how it keeps the running ones.
@@ -102,6 +103,8 @@ static void add_up(const float *from, long count, long step, long dim, float *to
 #define LOAD load_f32
 #define STORE store_f32
 #define ELEMENT(value) (value)
+#define GELU gelu_f32
+#define SLOPE slope_f32
 #define FN(name) name##_f32
 #define UNIT 1
 #include "depthwise_template.h"
@@ -112,6 +115,8 @@ static void add_up(const float *from, long count, long step, long dim, float *to
 #undef LOAD
 #undef STORE
 #undef ELEMENT
+#undef GELU
+#undef SLOPE
 #undef FN
 #undef UNIT
 #undef STORE_CELL
@@ -120,6 +125,8 @@ static void add_up(const float *from, long count, long step, long dim, float *to
 #define LOAD load_bf16
 #define STORE store_bf16
 #define ELEMENT(value) narrow(value)
+#define GELU gelu_bf16
+#define SLOPE slope_bf16
 #define FN(name) name##_bf16
 #define UNIT 1
 #include "depthwise_template.h"
@@ -133,8 +140,6 @@ static void add_up(const float *from, long count, long step, long dim, float *to
 // The same storage with the processor's dot products of bfloat16 pairs, which some processors are slower with: layers.py
 // finds out which of the two to call.
 #ifdef __AVX512BF16__
-#define gelu_bf16_dot gelu_bf16  // no products of activations: one for both
-#define slope_bf16_dot slope_bf16
 #define FN(name) name##_bf16_dot
 #define UNIT 2
 #include "depthwise_template.h"

@@ -102,6 +102,11 @@ def compiled() -> ctypes.CDLL | None:
     return code
 
 
+def code_name() -> str | None:
+    """The name of the compiled code, or None: the same for the same source, compiler and kind of processor."""
+    return Path(compiled()._name).stem if compiled() else None
+
+
 def keep_memory() -> None:
     """Makes glibc keep freed memory from here on: a step then neither maps nor zeroes its activations."""
     with contextlib.suppress(OSError, AttributeError):
@@ -242,7 +247,8 @@ class BlockFunction(torch.autograd.Function):
         call.run(
             "forward", statistics1.native(*parameters[2:4]), statistics2.native(*parameters[6:8]),
             x=rows, y=y, u=u, out=out,
-            depthwise_weight=parameters[0], depthwise_bias=parameters[1], pointwise_weight=parameters[4], pointwise_bias=parameters[5],
+            depthwise_weight=parameters[0], depthwise_bias=parameters[1],
+            pointwise_weight=parameters[4], pointwise_bias=parameters[5],
         )  # fmt: skip
         statistics1.write_back(norm1)
         statistics2.write_back(norm2)
@@ -262,7 +268,8 @@ class BlockFunction(torch.autograd.Function):
             statistics1.native(*parameters[2:4], *d_parameters[2:4]),
             statistics2.native(*parameters[6:8], *d_parameters[6:8]),
             x=rows, y=y, u=u, dout=call.rows(d_out), dz=dz, dx=dx,
-            depthwise_weight=parameters[0], depthwise_bias=parameters[1], pointwise_weight=parameters[4], pointwise_bias=parameters[5],
+            depthwise_weight=parameters[0], depthwise_bias=parameters[1],
+            pointwise_weight=parameters[4], pointwise_bias=parameters[5],
             d_depthwise_weight=d_parameters[0], d_depthwise_bias=d_parameters[1],
             d_pointwise_weight=d_parameters[4], d_pointwise_bias=d_parameters[5],
         )  # fmt: skip
@@ -313,7 +320,8 @@ class StemFunction(torch.autograd.Function):
         d_patches = call.empty(call.in_dim) if ctx.needs_input_grad[0] else None
         call.run(
             "backward", Norm(), ctx.statistics.native(*parameters[2:], *d_parameters[2:]),
-            x=patches, u=u, dout=call.rows(d_out), dx=d_patches, pointwise_weight=parameters[0], pointwise_bias=parameters[1],
+            x=patches, u=u, dout=call.rows(d_out), dx=d_patches,
+            pointwise_weight=parameters[0], pointwise_bias=parameters[1],
             d_pointwise_weight=d_parameters[0], d_pointwise_bias=d_parameters[1],
         )  # fmt: skip
         d_parameters = [d[: call.outputs] for d in d_parameters]

@@ -1,4 +1,12 @@
-// The passes of one mixing block, forward and backward; included once an element type.
+// The passes of one mixing block, forward and backward.
+//
+// A template: layers.c includes it once an element type and arithmetic, after depthwise_template.h and
+// pointwise_template.h. The includer must define
+//   T               the type of a stored activation: float or bf16
+//   FN(name)        `name` with the suffix of this inclusion
+//   UNIT            floats or bfloat16 values in a lane that is multiplied: 1, or 2 for dot products of bfloat16 pairs
+//   LOAD, STORE     a vector of floats from and to activations
+//   GELU, SLOPE     of a vector of floats, as exactly as T can hold them
 //
 //     depthwise: y = depthwise(x) + bias,  g = GELU(y),  z = BatchNorm(g) + x
 //     pointwise: u = z W^T + bias,         v = GELU(u),  out = BatchNorm(v)
@@ -6,7 +14,6 @@
 // Kept for backward: x, y, u. GELU, z and the normalised values are computed again wherever a pass meets them.
 // BatchNorm needs a sum over the whole batch between passes; that is why there are several, and why no more.
 // The stem is a pointwise half alone: its z are the patches of the image.
-
 
 // What the passes of one call share.
 typedef struct {
@@ -35,6 +42,11 @@ static void FN(pack_work)(void *context, long begin, long end, long group) {
     }
 }
 
+// Pixels from what is read to what is asked for meanwhile. A processor foresees a walk along memory, but not one in steps
+// of `dim` through an image, nor the next panel while the products of this one keep it busy.
+enum { FN(AHEAD_IN_IMAGE) = 32, FN(AHEAD_IN_PANEL) = 4 };
+INLINE void FN(fetch)(const T *from, long dim, const long ahead) { __builtin_prefetch(from + ahead * dim); }
+
 // ---------------------------------------------------------------------------------------------- forward
 
 // x of one image, LANES channels -> the inside of a padded tile.
@@ -42,8 +54,10 @@ static void FN(fill_tile)(vf *tile, const T *x, const FN(shape) *s, long dim) {
     for (long h = 0; h < s->height; h++) {
         vf *to = tile + h * s->row + s->left;
         const T *from = x + h * s->width * dim;
-        for (long w = 0; w < s->width; w += UNIT, from += UNIT * dim)
+        for (long w = 0; w < s->width; w += UNIT, from += UNIT * dim) {
+            UNROLL for (int i = 0; i < UNIT; i++) FN(fetch)(from + i * dim, dim, FN(AHEAD_IN_IMAGE));
             *to++ = FN(unit)(LOAD(from), UNIT == 2 && w + 1 < s->width ? LOAD(from + dim) : splat(0));
+        }
     }
 }
 
@@ -76,9 +90,9 @@ static void FN(convolve)(const vf *tile, const vf *taps, const FN(shape) *s, vf 
 // Shifted sums of GELU(y) over some pixels, LANES channels: sound where the mean is large beside the spread.
 // to[0] = the shift, to[dim] = sum(g - shift), to[2 dim] = sum((g - shift)^2).
 static void FN(sum_gelu)(float *to, const T *y, long pixels, long dim) {
-    vf shift = FN(gelu)(LOAD(y)), first = splat(0), second = splat(0);
+    vf shift = GELU(LOAD(y)), first = splat(0), second = splat(0);
     for (long p = 0; p < pixels; p++) {
-        vf g = FN(gelu)(LOAD(y + p * dim)) - shift;
+        vf g = GELU(LOAD(y + p * dim)) - shift;
         first += g;
         second += g * g;
     }
@@ -93,7 +107,7 @@ static void FN(depthwise_forward_work)(void *context, long begin, long end, long
     const FN(shape) *s = &pass->shape;
     (void)group;
     long dim = a->dim, slabs = dim / LANES, image = s->height * s->width;
-    vf *tile = scratch(1, s->height * s->row * sizeof(vf));
+    vf *tile = scratch(X_TILE, s->height * s->row * sizeof(vf));
     memset(tile, 0, s->height * s->row * sizeof(vf));
     for (long task = begin; task < end; task++) {
         long b = task / slabs, slab = task % slabs, at = b * image * dim + slab * LANES;
@@ -108,7 +122,7 @@ static void FN(depthwise_forward_work)(void *context, long begin, long end, long
 // z = scale1 GELU(y) + shift1 + x of one pixel and LANES channels, or the patch itself (y is NULL).
 INLINE vf FN(z_at)(const T *x, const T *y, const float *scale, const float *shift) {
     vf z = LOAD(x);
-    return y ? load_f32(scale) * FN(gelu)(LOAD(y)) + load_f32(shift) + z : z;
+    return y ? load_f32(scale) * GELU(LOAD(y)) + load_f32(shift) + z : z;
 }
 
 static void FN(make_z)(FN(cell) *z, const T *x, const T *y, const float *scale, const float *shift, long rows,
@@ -116,22 +130,25 @@ static void FN(make_z)(FN(cell) *z, const T *x, const T *y, const float *scale, 
     for (long p = 0; p < rows; p++)
         for (long c = 0; c < dim; c += LANES) {
             long at = p * dim + c;
-            STORE_CELL(z + at, FN(z_at)(x + at, y ? y + at : NULL, scale + c, shift + c));
+            FN(fetch)(x + at, dim, FN(AHEAD_IN_PANEL));
+            if (y) FN(fetch)(y + at, dim, FN(AHEAD_IN_PANEL));
+            STORE_CELL(z + p * FN(row_of)(dim) + c, FN(z_at)(x + at, y ? y + at : NULL, scale + c, shift + c));
         }
 }
 
 static void FN(normalise)(T *out, const T *u, const float *scale, const float *shift, long rows, long dim) {
     for (long p = 0; p < rows; p++)
         for (long c = 0; c < dim; c += LANES)
-            STORE(out + p * dim + c, load_f32(scale + c) * FN(gelu)(LOAD(u + p * dim + c)) + load_f32(shift + c));
+            STORE(out + p * dim + c, load_f32(scale + c) * GELU(LOAD(u + p * dim + c)) + load_f32(shift + c));
 }
 
 static void FN(pointwise_forward_work)(void *context, long begin, long end, long group) {
     FN(pass) *pass = context;
     const layer *a = pass->a;
     (void)group;
-    FN(cell) *z = scratch(1, PANEL * a->inputs * sizeof *z);
-    memset(z, 0, PANEL * a->inputs * sizeof *z);
+    const size_t size = PANEL * FN(row_of)(a->inputs) * sizeof(FN(cell));
+    FN(cell) *z = scratch(Z_PANEL, size);
+    memset(z, 0, size);
     for (long panel = begin; panel < end; panel++) {
         long from = panel * PANEL, rows = least(PANEL, pass->pixels - from);
         const T *x = (const T *)a->x + from * a->inputs, *y = a->kernel ? (const T *)a->y + from * a->inputs : NULL;
@@ -159,9 +176,11 @@ static void FN(evaluate_work)(void *context, long begin, long end, long group) {
     FN(pass) *pass = context;
     const layer *a = pass->a;
     long image = a->kernel ? pass->shape.height * pass->shape.width : PANEL;
-    T *y = a->kernel ? scratch(2, image * a->inputs * sizeof *y) : NULL, *u = scratch(3, PANEL * a->dim * sizeof *u);
-    FN(cell) *z = scratch(4, PANEL * a->inputs * sizeof *z);
-    memset(z, 0, PANEL * a->inputs * sizeof *z);
+    T *y = a->kernel ? scratch(Y_IMAGE, image * a->inputs * sizeof *y) : NULL;
+    T *u = scratch(U_PANEL, PANEL * a->dim * sizeof *u);
+    const size_t size = PANEL * FN(row_of)(a->inputs) * sizeof(FN(cell));
+    FN(cell) *z = scratch(Z_PANEL, size);
+    memset(z, 0, size);
     for (long b = begin; b < end; b++) {
         long start = b * image, stop = least(pass->pixels, start + image);
         if (a->kernel) {
@@ -188,18 +207,14 @@ void FN(layers_forward)(const layer *a) {
     long dim = a->dim, in = a->inputs, image = a->height * a->width;
     FN(pass) pass = {.a = a, .shape = FN(shape_of)(a->height, a->width, a->kernel), .pixels = a->batch * image};
     pass.panels = (pass.pixels + PANEL - 1) / PANEL;
-    const FN(shape) *s = &pass.shape;
 
-    long chunks = most(a->batch, pass.panels);
-    size_t taps = dim * a->kernel * s->taps * UNIT * sizeof(float), weight = dim * in * sizeof(float);
-    char *memory = scratch(0, taps + weight + 4 * dim * sizeof(float) + 3 * chunks * dim * sizeof(float));
-    pass.taps = (vf *)memory;
-    pass.weight = (vf *)(memory + taps);
-    pass.scale1 = (float *)(memory + taps + weight);
-    pass.shift1 = pass.scale1 + dim;
-    pass.scale2 = pass.shift1 + dim;
-    pass.shift2 = pass.scale2 + dim;
-    float *partial = pass.shift2 + dim;
+    pass.taps = floats(TAPS, dim * a->kernel * pass.shape.taps * UNIT);
+    pass.weight = floats(WEIGHT, dim * in);
+    pass.scale1 = floats(SCALE1, dim);
+    pass.shift1 = floats(SHIFT1, dim);
+    pass.scale2 = floats(SCALE2, dim);
+    pass.shift2 = floats(SHIFT2, dim);
+    float *partial = floats(PARTIAL, 3 * most(a->batch, pass.panels) * dim);
     parallel(FN(pack_work), &pass, most(dim, in) / LANES, 0, threads);
 
     if (!a->u) {
@@ -236,7 +251,7 @@ static void FN(sum_backward_work)(void *context, long begin, long end, long grou
         memset(plain, 0, 2 * dim * sizeof(float));
         for (long p = 0; p < rows; p++)
             for (long c = 0; c < dim; c += LANES) {
-                vf d = LOAD(dout + p * dim + c), v = FN(gelu)(LOAD(u + p * dim + c));
+                vf d = LOAD(dout + p * dim + c), v = GELU(LOAD(u + p * dim + c));
                 store_f32(plain + c, load_f32(plain + c) + d);
                 store_f32(times + c, load_f32(times + c) + d * (v - load_f32(a->norm2.mean + c)));
             }
@@ -247,27 +262,27 @@ static void FN(sum_backward_work)(void *context, long begin, long end, long grou
 // `coef` is what backward_of made of a BatchNorm, [3][dim].
 INLINE vf FN(through_norm_and_gelu)(const T *d, const T *in, const float *coef, long dim) {
     vf x = LOAD(in), by_d = load_f32(coef), by_g = load_f32(coef + dim), constant = load_f32(coef + 2 * dim);
-    return (by_d * LOAD(d) + by_g * FN(gelu)(x) + constant) * FN(slope)(x);
+    return (by_d * LOAD(d) + by_g * GELU(x) + constant) * SLOPE(x);
 }
 
 // The sums of a panel in units, for each of dim channels.
 static void FN(sum_units)(float *to, const vf *units, long dim) {
     for (long c = 0; c < dim; c += LANES) {
         vf total = splat(0), one = FN(unit)(splat(1), splat(1));
-        for (long p = 0; p < FN(PAIRS); p++) total = FN(dot)(total, units[c / LANES * FN(STEP) + p], one);
+        for (long p = 0; p < FN(PAIRS); p++) total = FN(dot)(total, units[FN(unit_at)(p, c, dim)], one);
         store_f32(to + c, total);
     }
 }
 
-// Sums over pixels of d and of d (GELU(in) - mean), for each channel.
-static void FN(sum_products)(float *plain, float *times, const T *d, const T *in, const float *mean, long rows,
+// Sums over pixels of d and of d (g - mean), for each channel.
+static void FN(sum_products)(float *plain, float *times, const T *d, const float *g, const float *mean, long rows,
                              long dim) {
     for (long c = 0; c < dim; c += LANES) {
         vf first = splat(0), second = splat(0), middle = load_f32(mean + c);
         for (long p = 0; p < rows; p++) {
             vf value = LOAD(d + p * dim + c);
             first += value;
-            second += value * (FN(gelu)(LOAD(in + p * dim + c)) - middle);
+            second += value * (load_f32(g + p * dim + c) - middle);
         }
         store_f32(plain + c, first);
         store_f32(times + c, second);
@@ -279,10 +294,11 @@ static void FN(pointwise_backward_work)(void *context, long begin, long end, lon
     FN(pass) *pass = context;
     const layer *a = pass->a;
     long dim = a->dim, in = a->inputs;
-    size_t column = FN(STEP) * sizeof(vf), du_size = dim / LANES * column, z_size = in / LANES * column;
-    vf *du_units = scratch(1, du_size), *z_units = scratch(2, z_size);
-    FN(cell) *du_rows = scratch(3, PANEL * dim * sizeof *du_rows);
-    float *gradient = pass->sums + group * dim * in;
+    // Floats are summed over pixels where they lie.
+    size_t du_size = PANEL * FN(row_of)(dim) * sizeof(float), z_size = PANEL * FN(row_of)(in) * sizeof(float);
+    vf *du_units = scratch(DU_UNITS, du_size), *z_units = scratch(Z_UNITS, z_size);
+    FN(cell) *du_rows = UNIT == 2 ? scratch(DU_PANEL, du_size) : (void *)du_units;
+    float *g_panel = floats(G_PANEL, PANEL * in), *gradient = pass->sums + group * dim * in;
     memset(gradient, 0, dim * in * sizeof(float));
     for (long panel = begin; panel < end; panel++) {
         long from = panel * PANEL, rows = least(PANEL, pass->pixels - from);
@@ -295,20 +311,32 @@ static void FN(pointwise_backward_work)(void *context, long begin, long end, lon
         for (long p = 0; p < rows; p += UNIT) {
             const int both = UNIT == 2 && p + 1 < rows;
             for (long c = 0; c < dim; c += LANES) {
-                long at = p * dim + c, next = at + dim;
-                vf first = FN(through_norm_and_gelu)(dout + at, u + at, pass->coef + c, dim), second = splat(0);
-                STORE_CELL(du_rows + at, first);
-                if (both) {
-                    second = FN(through_norm_and_gelu)(dout + next, u + next, pass->coef + c, dim);
-                    STORE_CELL(du_rows + next, second);
+                long at = p * dim + c, row = p * FN(row_of)(dim) + c;
+                UNROLL for (int i = 0; i < UNIT; i++) {
+                    FN(fetch)(dout + at + i * dim, dim, FN(AHEAD_IN_PANEL));
+                    FN(fetch)(u + at + i * dim, dim, FN(AHEAD_IN_PANEL));
                 }
-                du_units[c / LANES * FN(STEP) + p / UNIT] = FN(unit)(first, second);
+                vf first = FN(through_norm_and_gelu)(dout + at, u + at, pass->coef + c, dim), second = splat(0);
+                if (both) second = FN(through_norm_and_gelu)(dout + at + dim, u + at + dim, pass->coef + c, dim);
+                if (UNIT == 2) {
+                    STORE_CELL(du_rows + row, first);
+                    STORE_CELL(du_rows + row + FN(row_of)(dim), second);
+                }
+                du_units[FN(unit_at)(p / UNIT, c, dim)] = FN(unit)(first, second);
             }
             for (long c = 0; c < in; c += LANES) {
-                long at = p * in + c, next = at + in;
-                vf first = FN(z_at)(x + at, y ? y + at : NULL, pass->scale1 + c, pass->shift1 + c), second = splat(0);
-                if (both) second = FN(z_at)(x + next, y ? y + next : NULL, pass->scale1 + c, pass->shift1 + c);
-                z_units[c / LANES * FN(STEP) + p / UNIT] = FN(unit)(first, second);
+                vf z[UNIT];
+                for (int i = 0; i < UNIT; i++) {
+                    long at = (p + i) * in + c;
+                    FN(fetch)(x + at, in, FN(AHEAD_IN_PANEL));
+                    z[i] = i == 0 || both ? LOAD(x + at) : splat(0);
+                    if (!y || (i == 1 && !both)) continue;
+                    FN(fetch)(y + at, in, FN(AHEAD_IN_PANEL));
+                    vf g = GELU(LOAD(y + at));
+                    store_f32(g_panel + at, g);
+                    z[i] += load_f32(pass->scale1 + c) * g + load_f32(pass->shift1 + c);
+                }
+                z_units[FN(unit_at)(p / UNIT, c, in)] = FN(unit)(z[0], z[UNIT - 1]);
             }
         }
         float *d_bias = pass->partial + panel * 3 * dim, *plain = d_bias + dim, *times = plain + dim;
@@ -317,7 +345,7 @@ static void FN(pointwise_backward_work)(void *context, long begin, long end, lon
         if (!pass->dz) continue;
         T *dz = (T *)pass->dz + from * in;
         FN(product)(du_rows, rows, dim / UNIT, pass->weight, NULL, dz, in);
-        if (y) FN(sum_products)(plain, times, dz, y, a->norm1.mean, rows, in);
+        if (y) FN(sum_products)(plain, times, dz, g_panel, a->norm1.mean, rows, in);
     }
 }
 
@@ -330,6 +358,10 @@ static vf FN(fill_dy)(vf *tile, vf *even, vf *odd, long dy_row, const T *dz, con
         vf before = splat(0), *e = even + h * dy_row, *o = odd + h * dy_row, *t = tile + h * s->row + s->left;
         for (long w = 0; w < s->width; w += UNIT) {
             long at = (h * s->width + w) * dim, next = at + dim;
+            UNROLL for (int i = 0; i < UNIT; i++) {
+                FN(fetch)(dz + at + i * dim, dim, FN(AHEAD_IN_IMAGE));
+                FN(fetch)(y + at + i * dim, dim, FN(AHEAD_IN_IMAGE));
+            }
             vf first = FN(through_norm_and_gelu)(dz + at, y + at, coef, dim), second = splat(0);
             if (UNIT == 2 && w + 1 < s->width) second = FN(through_norm_and_gelu)(dz + next, y + next, coef, dim);
             total += UNIT == 2 ? first + second : first;
@@ -351,8 +383,8 @@ static void FN(depthwise_backward_work)(void *context, long begin, long end, lon
     long dim = a->dim, slabs = dim / LANES, image = s->height * s->width, kk = s->kernel * s->kernel;
     long dy_row = s->units + UNIT, dy_size = (s->height + 2 * GUARD) * dy_row;
     size_t tile_size = s->height * s->row * sizeof(vf);
-    vf *x_tile = scratch(1, tile_size), *dy_tile = scratch(2, tile_size);
-    vf *even = scratch(3, dy_size * sizeof(vf)), *odd = scratch(4, dy_size * sizeof(vf));
+    vf *x_tile = scratch(X_TILE, tile_size), *dy_tile = scratch(DY_TILE, tile_size);
+    vf *even = scratch(DY_EVEN, dy_size * sizeof(vf)), *odd = scratch(DY_ODD, dy_size * sizeof(vf));
     float *gradient = pass->sums + group * dim * kk;
     memset(gradient, 0, dim * kk * sizeof(float));
     memset(x_tile, 0, tile_size);
@@ -377,21 +409,16 @@ void FN(layers_backward)(const layer *a) {
     long dim = a->dim, in = a->inputs, image = a->height * a->width, kk = a->kernel * a->kernel;
     FN(pass) pass = {.a = a, .shape = FN(shape_of)(a->height, a->width, a->kernel), .pixels = a->batch * image};
     pass.panels = (pass.pixels + PANEL - 1) / PANEL;
-    const FN(shape) *s = &pass.shape;
 
-    long chunks = most(a->batch, pass.panels);
-    size_t taps = dim * a->kernel * s->taps * UNIT * sizeof(float), weight = dim * in * sizeof(float);
-    size_t groups = sum_groups(threads), pointwise_sums = groups * weight, depthwise_sums = groups * dim * kk * sizeof(float);
-    size_t sums = (size_t)most((long)pointwise_sums, (long)depthwise_sums);
-    char *memory = scratch(0, taps + weight + sums + (5 + 3 * chunks) * dim * sizeof(float));
+    long groups = sum_groups(threads);
     pass.flip = 1;
-    pass.taps = (vf *)memory;
-    pass.weight = (vf *)(memory + taps);
-    pass.sums = (float *)(memory + taps + weight);
-    pass.scale1 = (float *)(memory + taps + weight + sums);
-    pass.shift1 = pass.scale1 + dim;
-    pass.coef = pass.shift1 + dim;
-    pass.partial = pass.coef + 3 * dim;
+    pass.taps = floats(TAPS, dim * a->kernel * pass.shape.taps * UNIT);
+    pass.weight = floats(WEIGHT, dim * in);
+    pass.scale1 = floats(SCALE1, dim);
+    pass.shift1 = floats(SHIFT1, dim);
+    pass.coef = floats(COEFFICIENTS, 3 * dim);
+    pass.partial = floats(PARTIAL, 3 * most(a->batch, pass.panels) * dim);
+    pass.sums = floats(SUMS, groups * dim * most(in, kk));
     pass.dz = a->kernel ? a->dz : a->dx;
     parallel(FN(pack_work), &pass, most(dim, in) / LANES, 0, threads);
     if (a->kernel) affine_of(&a->norm1, dim, pass.scale1, pass.shift1);

@@ -1,5 +1,12 @@
 // Matrix products of a panel of pixels with the pointwise weight, and of two panels into the weight's gradient.
-// Included once an element type; a unit is a float, or (UNIT == 2) a pair of bfloat16 along the summed dimension.
+// A unit is a float, or (UNIT == 2) a pair of bfloat16 along the summed dimension.
+//
+// A template: layers.c includes it once an element type and arithmetic, after depthwise_template.h. The includer must
+// define
+//   T               the type of a stored activation: float or bf16
+//   FN(name)        `name` with the suffix of this inclusion
+//   UNIT            floats or bfloat16 values in a lane that is multiplied: 1, or 2 for dot products of bfloat16 pairs
+//   STORE           a vector of floats to activations
 
 #if UNIT == 2
 typedef bf16 FN(cell);  // an element of a panel that is summed over
@@ -14,6 +21,10 @@ typedef float FN(cell);
 #define TALL 6                // a block of a product in registers: rows
 #define WIDE (REGISTERS / 8)  // and vectors
 #endif
+
+// Cells from one pixel of a panel to the next: at a step of a power of two, pixels would push each other out of the
+// first cache.
+INLINE long FN(row_of)(long dim) { return dim + UNIT * LANES; }
 
 // weight(n, k) = from[n * step_n + k * step_k], for LANES values of n from `at` on, into its place in units: vectors
 // of n, in blocks of WIDE vectors (the last may be narrower), each [k units][WIDE].
@@ -30,6 +41,7 @@ static void FN(pack_weight)(vf *to, const float *from, long at, long n, long k, 
 }
 
 INLINE void FN(product_block)(const FN(cell) *rows, long units, const vf *weight, const int wide, vf sums[TALL][WIDE]) {
+    const long step = FN(row_of)(units * UNIT);
     for (long k = 0; k < units; k++) {
         vf w[WIDE];
         UNROLL for (int j = 0; j < wide; j++) {
@@ -38,7 +50,7 @@ INLINE void FN(product_block)(const FN(cell) *rows, long units, const vf *weight
         }
         UNROLL for (int i = 0; i < TALL; i++) {
             float one;
-            memcpy(&one, rows + (i * units + k) * UNIT, sizeof one);
+            memcpy(&one, rows + i * step + k * UNIT, sizeof one);
             UNROLL for (int j = 0; j < wide; j++) sums[i][j] = FN(dot)(sums[i][j], splat(one), w[j]);
         }
     }
@@ -52,7 +64,7 @@ INLINE void FN(product_columns)(const FN(cell) *panel, long rows, long units, co
             vf start = bias ? load_f32(bias + j * LANES) : splat(0);
             UNROLL for (int i = 0; i < TALL; i++) sums[i][j] = start;
         }
-        FN(product_block)(panel + row * units * UNIT, units, weight, wide, sums);
+        FN(product_block)(panel + row * FN(row_of)(units * UNIT), units, weight, wide, sums);
         UNROLL for (int i = 0; i < TALL; i++)
             if (row + i < rows)
                 UNROLL for (int j = 0; j < wide; j++) STORE(out + (row + i) * out_dim + j * LANES, sums[i][j]);
@@ -76,21 +88,25 @@ static void FN(product)(const FN(cell) *panel, long rows, long units, const vf *
     }
 }
 
-// Units of a panel along its pixels, and from one vector of channels to the next: at a step of PAIRS the channels of
-// one pixel would all fall into a few places of the first cache and push each other out.
+// A panel in units of pixels, to be summed over them: floats stay where they are, bfloat16 pairs lie by channels, a
+// vector of them STEP units from the next (not PAIRS, for the same reason).
 enum { FN(PAIRS) = PANEL / UNIT, FN(STEP) = FN(PAIRS) + 1 };
+INLINE long FN(unit_at)(long pair, long c, long dim) {
+    return UNIT == 2 ? c / LANES * FN(STEP) + pair : (pair * FN(row_of)(dim) + c) / LANES;
+}
 
-INLINE void FN(gradient_block)(const vf *du, int lane, const vf *z, const int wide, float *out, long in_dim) {
+INLINE void FN(gradient_block)(const vf *du, int lane, long du_step, const vf *z, long z_step, const int wide,
+                               float *out, long in_dim) {
     vf sums[4][WIDE];
     UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < wide; j++) sums[i][j] = splat(0);
-    for (long p = 0; p < FN(PAIRS); p++) {
+    for (long p = 0; p < FN(PAIRS); p++, du += du_step, z += z_step) {
         vf w[WIDE];
         UNROLL for (int j = 0; j < wide; j++) {
-            w[j] = z[j * FN(STEP) + p];
+            w[j] = z[UNIT == 2 ? j * FN(STEP) : j];
             IN_REGISTER(w[j]);
         }
         UNROLL for (int i = 0; i < 4; i++) {
-            vf one = splat(((const float *)(du + p))[lane + i]);
+            vf one = splat(((const float *)du)[lane + i]);
             UNROLL for (int j = 0; j < wide; j++) sums[i][j] = FN(dot)(sums[i][j], one, w[j]);
         }
     }
@@ -100,18 +116,20 @@ INLINE void FN(gradient_block)(const vf *du, int lane, const vf *z, const int wi
     }
 }
 
-// gradient (out_dim, in_dim) += du^T z; du [out_dim / LANES][STEP] and z [in_dim / LANES][STEP] in units of pixels.
+// gradient (out_dim, in_dim) += du^T z, of panels in units of pixels.
 static void FN(accumulate)(const vf *du, const vf *z, float *gradient, long out_dim, long in_dim) {
+    const long du_step = FN(unit_at)(1, 0, out_dim), z_step = FN(unit_at)(1, 0, in_dim);
     for (long from = 0; from < in_dim; from += WIDE * LANES)
         for (long row = 0; row < out_dim; row += 4) {
-            const vf *d = du + row / LANES * FN(STEP), *zz = z + from / LANES * FN(STEP);
+            const vf *d = du + FN(unit_at)(0, row, out_dim), *zz = z + FN(unit_at)(0, from, in_dim);
             float *to = gradient + row * in_dim + from;
+            const int lane = row % LANES;
             switch (least(WIDE, (in_dim - from) / LANES)) {
-                case WIDE: FN(gradient_block)(d, row % LANES, zz, WIDE, to, in_dim); break;
-                case WIDE - 1: FN(gradient_block)(d, row % LANES, zz, WIDE - 1, to, in_dim); break;
+                case WIDE: FN(gradient_block)(d, lane, du_step, zz, z_step, WIDE, to, in_dim); break;
+                case WIDE - 1: FN(gradient_block)(d, lane, du_step, zz, z_step, WIDE - 1, to, in_dim); break;
 #if WIDE > 2
-                case 2: FN(gradient_block)(d, row % LANES, zz, 2, to, in_dim); break;
-                default: FN(gradient_block)(d, row % LANES, zz, 1, to, in_dim);
+                case 2: FN(gradient_block)(d, lane, du_step, zz, z_step, 2, to, in_dim); break;
+                default: FN(gradient_block)(d, lane, du_step, zz, z_step, 1, to, in_dim);
 #endif
             }
         }

@@ -1,4 +1,4 @@
-// What both element types share: vectors of floats, loads and stores, GELU, scratch memory, threads.
+// What both element types share: vectors of floats, loads and stores, scratch memory.
 // Only GCC's and Clang's vector extensions, so the same text serves AVX-512, AVX2 and NEON.
 
 #include <math.h>
@@ -98,59 +98,29 @@ INLINE vf clamp(vf x, float limit) {
 #endif
 }
 
-// ---------------------------------------------------------------------------------------------- GELU
-
-// GELU(x) = x P(X <= x), X normal, and its slope P(X <= x) + x density(x): both are 1/2 plus an odd function that is
-// flat beyond a few units, here x times a minimax polynomial in s = 2 (x / limit)^2 - 1 (in s rather than x^2, since
-// its coefficients stay small and so do the rounding errors). Errors, absolute: float32 2.5e-7 max(1, |x|) and 5e-7
-// (slope); bfloat16 2e-5 max(1, |x|) and 2e-4, a tenth of its rounding.
-INLINE vf half_plus_odd(vf x, float limit, const float *coefficients, const int degree) {
-    vf inside = clamp(x, limit), s = inside * inside * splat(2 / (limit * limit)) - splat(1);
-    vf p = splat(coefficients[degree]);
-    UNROLL for (int i = degree - 1; i >= 0; i--) p = p * s + splat(coefficients[i]);
-    return inside * p + splat(0.5f);
-}
-
-INLINE vf gelu_f32(vf x) {
-    static const float c[] = {0.128551938f,   -0.0641723654f,  0.0477366874f,  -0.0387910595f,  0.0320887255f,
-                              -0.0260757452f, 0.0202320963f,   -0.0148217747f, 0.0106737177f,   -0.0073791865f,
-                              0.00386052432f, -0.00150446907f, 0.00135767168f, -0.00127149997f, 0.000423829724f};
-    return x * half_plus_odd(x, 5.5f, c, 14);
-}
-
-INLINE vf slope_f32(vf x) {
-    static const float c[] = {0.12875917f,    -0.0657400432f,  0.0536711518f,  -0.0537273398f,
-                              0.060180275f,   -0.0688494542f,  0.0753854604f,  -0.0729435415f,
-                              0.0604937857f,  -0.0530254498f,  0.0498290433f,  -0.0279263809f,
-                              0.00389389996f, -0.00633383794f, 0.0121835423f,  -0.00494111667f};
-    return half_plus_odd(x, 5.5f, c, 15);
-}
-
-INLINE vf gelu_bf16(vf x) {
-    static const float c[] = {0.165934898f,  -0.0807775541f, 0.0557330629f,  -0.0391652063f, 0.0253226187f,
-                              -0.0146164741f, 0.0092294542f, -0.00602766659f, 0.00201229554f};
-    return x * half_plus_odd(x, 4.25f, c, 8);
-}
-
-INLINE vf slope_bf16(vf x) {
-    static const float c[] = {0.170307269f,  -0.100460098f, 0.0997188222f,  -0.106285799f, 0.105103454f,
-                              -0.083107291f, 0.0486404147f, -0.0364843503f, 0.0339514779f, -0.0136974719f};
-    return half_plus_odd(x, 4.25f, c, 9);
-}
-
 // ---------------------------------------------------------------------------------------------- memory
 
-// A buffer that one thread keeps for its next call, by slot; nothing is mapped or zeroed in a warm loop.
-static void *scratch(int slot, size_t bytes) {
+// What needs memory for the length of a call: each has a buffer of its own, in each thread.
+typedef enum {
+    TAPS, WEIGHT, SCALE1, SHIFT1, SCALE2, SHIFT2, COEFFICIENTS, PARTIAL, SUMS,  // a pass: see there
+    X_TILE, DY_TILE, DY_EVEN, DY_ODD,                                            // an image, LANES channels
+    Z_PANEL, U_PANEL, G_PANEL, DU_PANEL, Z_UNITS, DU_UNITS, Y_IMAGE,             // some pixels, all channels
+    SLOTS,
+} slot;
+
+// That buffer, kept for the next call: nothing is mapped or zeroed in a warm loop.
+static void *scratch(slot s, size_t bytes) {
     static _Thread_local struct {
         void *memory;
         size_t bytes;
-    } kept[8];
-    if (kept[slot].bytes < bytes) {
-        free(kept[slot].memory);
+    } kept[SLOTS];
+    if (kept[s].bytes < bytes) {
+        free(kept[s].memory);
         bytes = (bytes + 4095) & ~(size_t)4095;
-        if (posix_memalign(&kept[slot].memory, 4096, bytes)) abort();
-        kept[slot].bytes = bytes;
+        if (posix_memalign(&kept[s].memory, 4096, bytes)) abort();
+        kept[s].bytes = bytes;
     }
-    return kept[slot].memory;
+    return kept[s].memory;
 }
+
+static void *floats(slot s, size_t count) { return scratch(s, count * sizeof(float)); }

@@ -12,6 +12,7 @@ from lib import checkpoint, explore, machine, records
 from lib.data.download import DIGEST, Arrays, cifar10
 from lib.data.loader import split
 from lib.model import count_parameters, forward_macs, network
+from lib.native import layers
 from lib.params import NUMERICS, Params, UserError, run_name
 from lib.records import CLASSES, span
 from lib.runs.lock import own
@@ -114,6 +115,7 @@ def make_record(p: Params, cifar: Arrays, trained: Trained, started: str) -> dic
             "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
             "threads": torch.get_num_threads(),
             "native": trained.native,
+            "native_code": layers.code_name() if trained.native is True else None,
             "dtype": trained.dtype,
             "bfloat16_products": trained.products,
         },
