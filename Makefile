@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := $(or $(CONVMIXER_VENV),.venv)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SOURCE := lib notebooks tests
 ifneq ($(words $(VENV)),1)
 $(error VENV=$(VENV): give a folder without a space in its name)
 endif
@@ -23,7 +24,7 @@ $(info $(VENV) was made for another folder or another Python: it is set up anew)
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help setup data report runs status import predict play bench verify test test-faults test-page readme lab clean
+.PHONY: help setup data report runs status import predict play bench verify check test test-faults test-page readme lab clean
 
 help:
 	@echo "make report [STUDY=quick] [JOBS=1]  train what is missing of a study, build reports/STUDY/index.html"
@@ -32,6 +33,7 @@ help:
 	@echo "make import FROM=folder             take finished runs from another machine's or clone's reports/"
 	@echo "make predict IMAGE=cat.jpg          what a published network sees in a picture; [RUN=study/run] chooses which"
 	@echo "make play                           reports/published/play.html: published networks in a browser"
+	@echo "make check                          form: ruff on code and notebooks, notebooks without outputs; seconds"
 	@echo "make test                           the tests"
 	@echo "make test-faults                    kills, full disks, bad input: a line a fault; half an hour"
 	@echo "make test-page                      the pages in a headless browser, which it finds or installs"
@@ -80,6 +82,11 @@ play: $(READY) data
 
 verify: $(READY) data
 	@$(BIN)/python -m lib.verify
+
+check: $(READY)
+	@$(BIN)/ruff check $(SOURCE)
+	@$(BIN)/ruff format --check $(SOURCE)
+	@$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
 # Files side by side: most of a test of the whole pipeline is one core's imports.
 test: $(READY) data

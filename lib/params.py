@@ -24,15 +24,22 @@ TRAIN_IMAGES = 50_000
 # that value a parameter does not enter the fingerprint, so earlier records and checkpoints go on being valid.
 ADDED = {"arch": "convmixer", "std": "pixels"}
 
-# Parameters without a meaning for a network: they count neither in its fingerprint nor in its name.
-UNUSED = {"convmixer": (), "vit": ("kernel",), "cnn": ("kernel", "patch", "dim", "depth")}
+# The networks that `arch` may ask for, and what people call one of them. A parameter of the shape that is not part of
+# what a network is called has no meaning for it, and counts neither in its fingerprint nor in its run's name.
+NETWORKS = {
+    "convmixer": "ConvMixer-{dim}/{depth}, k={kernel}, p={patch}",
+    "vit": "ViT-{dim}/{depth}, p={patch}",
+    "cnn": "three-layer CNN",
+}
+SHAPE = ("kernel", "patch", "dim", "depth")  # what makes a network
+UNUSED = {arch: tuple(name for name in SHAPE if f"{{{name}}}" not in called) for arch, called in NETWORKS.items()}
 
 # What a study's YAML says about its runs; the notebook takes it without a complaint, since the same file is
 # given to papermill with -f.
 OF_A_STUDY = ("settings", "seeds")
 
 CHOICES = {
-    "arch": tuple(UNUSED),
+    "arch": tuple(NETWORKS),
     "schedule": ("constant", "cosine", "triangular", "onecycle"),
     "crop": ("none", "pad", "reflect", "resized"),
     "erasing_mode": ("zero", "pixel"),
@@ -138,6 +145,11 @@ class Params:
         """The parameters that change the result, by name."""
         without = (*LABELS, *UNUSED[self.arch])
         return {name: getattr(self, name) for name in TYPES if name not in without}
+
+    @property
+    def network(self) -> str:
+        """What people call the network: ConvMixer-32/4, k=9, p=2."""
+        return NETWORKS[self.arch].format(**self.computed())
 
     @property
     def fingerprint(self) -> str:

@@ -211,9 +211,7 @@ def val_acc(record: dict) -> float:
 
 def network_name(record: dict) -> str:
     """A run's network as people call it: ConvMixer-32/4, k=9, p=2."""
-    p = Params.of(**record["params"]).computed()
-    name = {"convmixer": "ConvMixer-{dim}/{depth}, k={kernel}, p={patch}", "vit": "ViT-{dim}/{depth}, p={patch}"}
-    return name.get(p["arch"], "three-layer CNN").format(**p)
+    return Params.of(**record["params"]).network
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -63,7 +63,7 @@ def test_a_run_that_is_here_is_not_overwritten(other, capsys):
         ({"fingerprint": "0" * 16}, "fingerprint"),
         ({"data_digest": "of other images"}, "other data"),
         ({"test_acc": 99.0}, "not the logits of the record"),
-        ({"run": "../../x"}, "its parameters are made/k3-p1-seed0"),
+        ({"run": "../../x"}, "made/k3-p1-seed0 here; is params/studies/made.yaml the same on both"),
         ({"params": {"kernel": 2.5}}, "give a whole number"),
     ],
     ids=lambda value: str(value)[:20],

@@ -55,6 +55,14 @@ def test_classes_confusion_and_agreement_are_of_all_settings_but_the_sweep(home)
     assert len(errors.calibration(runs)) == 6 and errors.reliability(runs).axes
 
 
+@pytest.mark.filterwarnings("error")
+def test_with_one_seed_a_setting_the_agreement_is_that_between_settings_and_nothing_is_warned_of(home):
+    study = made.study()
+    made.fill(study)
+    said = errors.agreement(records.load(study)).get_label()
+    assert re.fullmatch(r"Two networks agree on \d+ % of test images between settings\.", said)
+
+
 def test_without_runs_there_is_nothing(home):
     runs = records.load(made.study())
     assert errors.by_class(runs).empty and errors.calibration(runs).empty

@@ -6,7 +6,7 @@ from timm.models.convmixer import ConvMixer as TimmConvMixer
 from torch import nn
 
 from lib.model import CNN, ConvMixer, Residual, count_parameters, forward_macs, network
-from lib.params import Params
+from lib.params import NETWORKS, Params
 from lib.report import published
 
 SHAPES = [(8, 2, 3, 1), (16, 1, 9, 2), (12, 3, 5, 4), (8, 1, 1, 8), (8, 2, 4, 2), (8, 1, 7, 16), (4, 1, 9, 32)]
@@ -92,7 +92,7 @@ def test_the_vit_has_the_sizes_of_the_parameters():
     assert model.blocks[0].attn.num_heads == 3
 
 
-@pytest.mark.parametrize("arch", ["convmixer", "cnn", "vit"])
+@pytest.mark.parametrize("arch", NETWORKS)
 def test_one_constructor_decides(arch):
     p = Params(arch=arch, dim=32, depth=2, patch=4)
     model = network(p).eval()
@@ -100,3 +100,7 @@ def test_one_constructor_decides(arch):
     images = torch.randn(2, 3, 32, 32)
     assert model(images).shape == (2, 10)
     assert model.forward_features(images).shape[:1] == (2,)
+
+
+def test_each_network_that_arch_may_name_is_another_one():
+    assert len({type(network(Params(arch=arch, dim=32, depth=2, patch=4))) for arch in NETWORKS}) == len(NETWORKS)

@@ -56,7 +56,7 @@ def test_the_literal_command_starts_the_study_as_written_and_says_how_long_it_ta
         copy, "papermill", "notebooks/train.ipynb", "-p", "kernel", "9", until=b"the same command goes on"
     )
     assert "no output path given, the executed notebook goes to " in shown
-    assert "own/k9-p1-seed0: ConvMixer-256/8, kernel 9, patch 1, 30 epochs; about " in shown
+    assert "own/k9-p1-seed0: ConvMixer-256/8, k=9, p=1, 30 epochs; about " in shown
     assert "Smaller: -f params/studies/smoke.yaml" in shown
 
 

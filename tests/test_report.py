@@ -8,9 +8,11 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
+import nbformat
 import pytest
 
 import made
@@ -18,7 +20,10 @@ from lib.report import page
 from lib.study import ROOT
 
 CELLS = json.loads((ROOT / "notebooks" / "summary.ipynb").read_text(encoding="utf-8"))["cells"]
-NO_TORCH = "raise ImportError('the summary must build without torch')"
+# What the project needs and a page does not: the group `report` of pyproject.toml is enough for it.
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+NEEDLESS = set(PROJECT["project"]["dependencies"]) - set(PROJECT["dependency-groups"]["report"])
+ABSENT = "raise ImportError('a page must build without it')"
 
 
 class Page(HTMLParser):
@@ -42,11 +47,12 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """The repository's source in a path with a space and an umlaut, two studies in it, and a torch that raises."""
+    """The source in a path with a space and an umlaut, two studies in it, and nothing that a page can do without."""
     home = tmp_path_factory.mktemp("Über uns") / "the copy"
     for name in ("lib", "notebooks", "params"):
         shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__", "*.ipynb_checkpoints"))
-    (home / "torch.py").write_text(NO_TORCH)
+    for pin in NEEDLESS:
+        (home / f"{re.match('[a-z_]+', pin)[0]}.py").write_text(ABSENT)
     with pytest.MonkeyPatch.context() as patch:
         made.place(patch, home)
         part = made.study("part", seeds=range(2), purpose="Text with <script>alert(1)</script> & more.")
@@ -133,6 +139,15 @@ def test_a_failing_notebook_is_one_line_and_keeps_the_old_page(copy):
     assert ran.returncode == 1 and ran.stdout == ""
     assert re.fullmatch(r"report: cell \d+ of notebooks/summary.ipynb: ValueError: torn \(.*\)\n", ran.stderr)
     assert page.read_text() == "the old page"
+
+
+def test_a_warning_in_a_cell_spoils_no_page():
+    """A library's warning is an output of text without metadata; the reader of the page is told nothing of it."""
+    figure = nbformat.v4.new_output("display_data", {"text/plain": "drawn"}, metadata={"file": "fig-1"})
+    warning = nbformat.v4.new_output("stream", name="stderr", text="RuntimeWarning: Mean of empty slice")
+    cell = nbformat.v4.new_code_cell("draw()", outputs=[warning, figure])
+    text = page.html(nbformat.v4.new_notebook(cells=[cell]), "a title")
+    assert "code: fig-1</summary>" in text and "drawn" in text and "Mean of empty slice" not in text
 
 
 def test_a_bad_study_is_one_line(copy, capsys):

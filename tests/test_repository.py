@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import tomllib
 import nbformat
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from lib import records
 from lib.report import readme
@@ -19,11 +22,32 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MODULES = sorted((ROOT / "lib").rglob("*.py"))
 
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PINS = PROJECT["project"]["dependencies"]
+CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base", "seaborn": "seaborn-base"}  # other names there
+
+
 def test_conda_and_pip_users_get_the_same_pins():
-    pins = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    (pip,) = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
-    assert pip == [*pins, "--editable ."]
+    pins = [re.fullmatch(r"([\w-]+)(.+)", pin).groups() for pin in PINS]
+    asked = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    ours = [f"{CONDA.get(name, name)} {version}" for name, version in pins]
+    assert asked == ["python >=3.11", *ours, "pip", {"pip": ["--editable ."]}]
+
+
+def test_the_lock_holds_what_is_asked_for_and_a_digest_of_each_package():
+    entries = re.split(r"\n(?=\w)", (ROOT / "requirements.lock").read_text())[1:]
+    assert all(re.match(r"[\w.-]+==", entry) and "--hash=sha256:" in entry for entry in entries)
+    locked: dict[str, set[str]] = {}
+    for entry in entries:
+        name, version = re.match(r"([\w.-]+)==([^\s;]+)", entry).groups()
+        locked.setdefault(canonicalize_name(name), set()).add(version)
+    for pin in map(Requirement, [*PINS, *PROJECT["project"]["optional-dependencies"]["dev"]]):
+        versions = locked[canonicalize_name(pin.name)]
+        assert all(pin.specifier.contains(version) for version in versions), f"{pin}: {versions}"
+
+
+def test_a_page_is_built_with_the_same_pins_as_the_runs():
+    assert set(PROJECT["dependency-groups"]["report"]) < set(PINS)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
@@ -67,6 +91,16 @@ def test_git_keeps_the_source_and_the_records_and_nothing_else_of_a_run(tmp_path
     }
     left_out |= {"data/cifar-10.npz", ".venv/bin/python", "reports/quick/summary.ipynb"}
     assert ignored(*left_out) == left_out
+
+
+def test_documents_containers_and_workflows_ask_make_only_for_what_it_has():
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    names = ("*.md", "docs/*.md", "Dockerfile", ".devcontainer/*", ".ci/run", ".pre-commit*", ".github/workflows/*")
+    found = {path: path.read_text(encoding="utf-8") for name in names for path in ROOT.glob(name)}
+    command = re.compile(r"""(?:^ *|[`'"[]|&& |RUN |run: |entry: )make(?: |", ")([a-z-]+)""", re.MULTILINE)
+    asked = {path.name: set(command.findall(text)) - set(targets) for path, text in found.items()}
+    assert not any(asked.values()), asked
+    assert command.findall(found[ROOT / "Dockerfile"]) == ["report", "setup", "report"]
 
 
 # What each room of lib may import from the others at the top of its files; the files of lib/ itself go by name.

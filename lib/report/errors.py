@@ -131,9 +131,10 @@ def agreement(runs: pd.DataFrame) -> Figure | None:
     axes.set(xticklabels=names, yticklabels=names)
     axes.tick_params(axis="x", rotation=60, labelsize=8)
     axes.tick_params(axis="y", rotation=0, labelsize=8)
-    seeds, settings = np.nanmean(np.diag(shares)), np.nanmean(shares[~np.eye(len(names), dtype=bool)])
-    text = f"{settings:.0f} % of test images between settings"
-    text += f", {seeds:.0f} % between seeds of one setting" if not np.isnan(seeds) else ""
+    diagonal = np.eye(len(names), dtype=bool)
+    seeds = shares[diagonal & ~np.isnan(shares)]  # none where every setting has one seed
+    text = f"{shares[~diagonal].mean():.0f} % of test images between settings"
+    text += f", {seeds.mean():.0f} % between seeds of one setting" if len(seeds) else ""
     return described(figure, f"Two networks agree on {text}.")
 
 

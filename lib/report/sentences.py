@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 
 from lib import records
-from lib.params import TRAIN_IMAGES, Params
+from lib.params import SHAPE, TRAIN_IMAGES, Params
 from lib.report import cells, published, stats, tables
 from lib.study import ROOT, Study, base_params
 
-SHAPE = ("dim", "depth", "kernel", "patch")  # what makes a network
 # What else of a run is not its recipe.
 BUDGET = ("epochs", "train_size", "val_size", "select", "seed", "dtype")
 CHOICE = {

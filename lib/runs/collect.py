@@ -66,7 +66,10 @@ def checked(folder: Path) -> dict:
     if changes := params.unlike(record):
         raise RecordError(f"{folder}: its fingerprint is not that of its parameters ({changes})")
     if (record["study"], record["run"]) != (params.study, name):
-        raise RecordError(f"{folder}: says {record['study']}/{record['run']}, its parameters are {params.study}/{name}")
+        raise RecordError(
+            f"{folder}: says {record['study']}/{record['run']}, its parameters are {params.study}/{name} here; "
+            f"is params/studies/{params.study}.yaml the same on both machines?"
+        )
     if record["data_digest"] != DIGEST:
         raise RecordError(f"{folder}: trained on other data than CIFAR-10 as this project has it")
     records.read_arrays(record, folder)

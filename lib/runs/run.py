@@ -153,12 +153,7 @@ def readable(error: Exception, p: Params, folder: Path) -> Exception:
 def announce(p: Params) -> str:
     """What will be trained, how long that takes on this machine, and how to ask for less."""
     folder = records.run_folder(p)
-    networks = {
-        "convmixer": f"ConvMixer-{p.dim}/{p.depth}, kernel {p.kernel}, patch {p.patch}",
-        "vit": f"ViT-{p.dim}/{p.depth}, patch {p.patch}",
-        "cnn": "the three-layer CNN",
-    }
-    name = f"{p.study}/{folder.name}: {networks[p.arch]}, {p.epochs} epochs"
+    name = f"{p.study}/{folder.name}: {p.network}, {p.epochs} epochs"
     if (folder / records.RESULT).exists() and not p.force:
         return f"{name}; there is a record of it"
     seconds = estimate(p)
