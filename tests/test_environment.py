@@ -192,6 +192,14 @@ def test_a_gpu_that_works_is_taken_and_a_machine_without_one_needs_no_words(monk
     assert capfd.readouterr().err == ""
 
 
+def test_one_of_several_gpus_can_be_asked_for_and_one_too_many_is_refused(monkeypatch, devices):
+    stub_gpu(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(TrainingError, match=r"device=cuda:2: the last one here is cuda:1, give device=cpu or auto"):
+        pick_device("cuda:2")
+
+
 def test_what_a_gpu_is_tried_with_runs():
     before = torch.get_rng_state()
     machine.try_out(torch.device("cpu"))
