@@ -112,6 +112,14 @@ def use_cores() -> None:
         torch.set_num_threads(min(torch.get_num_threads(), cores()))
 
 
+def gpus() -> list[str]:
+    """The CUDA devices that CUDA_VISIBLE_DEVICES leaves, each by its name in there."""
+    import torch
+
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(1024)))).split(",")
+    return [name.strip() for name in names[: torch.cuda.device_count()]]
+
+
 NONE_HERE = "there is none here"
 
 

@@ -200,6 +200,22 @@ def test_one_of_several_gpus_can_be_asked_for_and_one_too_many_is_refused(monkey
         pick_device("cuda:2")
 
 
+@pytest.mark.parametrize(
+    "visible, count, names",
+    [
+        (None, 2, ["0", "1"]), (None, 0, []), ("", 0, []),
+        ("3,5", 2, ["3", "5"]), ("GPU-a, MIG-b", 2, ["GPU-a", "MIG-b"]),
+        ("1,7,0", 1, ["1"]),  # CUDA takes no more after one that is not there
+    ],
+)  # fmt: skip
+def test_the_gpus_are_those_that_the_environment_leaves(monkeypatch, visible, count, names):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert machine.gpus() == names
+
+
 def test_what_a_gpu_is_tried_with_runs():
     before = torch.get_rng_state()
     machine.try_out(torch.device("cpu"))
