@@ -1,6 +1,7 @@
 """All runs of a study, each by papermill in a process of its own: `python -m lib.runs STUDY [--jobs N | --status]`.
 
-With `--run NAME` (more than once: each) only that run, for a scheduler that starts each run itself.
+With `--submit` they are left to a cluster (see cluster.py). With `--run NAME` (more than once: each) only that run, for
+a scheduler that starts each run itself.
 
 Finished runs are skipped, unfinished ones go on, runs that another process holds are left to it. One that fails
 does not stop the others, but makes the exit status 1.
@@ -28,6 +29,7 @@ from lib import kernel, machine, records
 from lib.data.download import DataError, cifar10
 from lib.params import ParameterError
 from lib.records import span
+from lib.runs import cluster
 from lib.runs.lock import claim, holder
 from lib.study import ROOT, Run, Study, load, names
 
@@ -44,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("study", help=f"one of {', '.join(names())}")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores and the GPUs")
     parser.add_argument("--status", action="store_true", help="only say how far each run is")
+    parser.add_argument("--submit", action="store_true", help="leave the runs to SLURM, one a task")
     parser.add_argument("--run", action="append", metavar="NAME", help="only this run, such as k9-p1-seed0")
     options = parser.parse_args(arguments)
     try:
@@ -56,6 +59,16 @@ def main(arguments: list[str] | None = None) -> int:
     if options.status:
         print(status(study))
         return 0
+    try:
+        if options.submit:
+            return cluster.submit(study)
+        if not options.run and (queued := cluster.queue(study)):  # with --run it may be one of them
+            print(f"{study.name}: {len(queued)} runs are in SLURM's queue, so nothing is trained here", file=sys.stderr)
+            return 1
+    except (cluster.ClusterError, DataError) as error:
+        print(error, file=sys.stderr)
+        if options.submit:
+            return 1
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, signal.default_int_handler)
@@ -86,20 +99,27 @@ def only(study: Study, names: list[str]) -> Study:
 
 
 def status(study: Study) -> str:
-    """A table: each run of the study, how far it is, its test accuracy and its time."""
-    table = records.load(study)
-    lines = [("run", "status", "epochs", "test accuracy", "time")]
-    for row in table.itertuples():
+    """A table: each run of the study, how far it is, its test accuracy, its time and its place in a cluster's queue."""
+    table, queued, rest = records.load(study), {}, []
+    try:
+        queued = cluster.queue(study)
+    except cluster.ClusterError as error:
+        rest.append(str(error))
+    lines = [("run", "status", "epochs", "test accuracy", "time", "queue")]
+    for row, run in zip(table.itertuples(), study.runs, strict=True):
         who = holder(folder_of(study, row.run))
         state = "running" if who and row.status != "done" else row.status
         accuracy = f"{row.test_acc:.2f} %" if row.status == "done" else "-"
         seconds = span(row.seconds) if row.status == "done" else "-"
-        lines.append((row.run, state, f"{row.epoch}/{row.epochs}", accuracy, seconds))
+        lines.append((row.run, state, f"{row.epoch}/{row.epochs}", accuracy, seconds, queued.get(row.run, "-")))
+        waiting = state in ("missing", "unfinished") and row.run not in queued
+        if reason := row.reason if row.status in ("failed", "refused") else waiting and cluster.last_words(run):
+            rest.append(f"{row.run}: {reason}")
+    lines = lines if queued else [line[:-1] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    text += [f"{row.run}: {row.reason}" for row in table.itertuples() if row.status in ("failed", "refused")]
     done = sum(table["status"] == "done")
-    return "\n".join([*text, f"{done} of {len(table)} runs of {study.name} are finished"])
+    return "\n".join([*text, *rest, f"{done} of {len(table)} runs of {study.name} are finished"])
 
 
 def train_all(study: Study, jobs: int) -> int:
