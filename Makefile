@@ -24,12 +24,13 @@ $(info $(VENV) was made for another folder or another Python: it is set up anew)
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help setup data report runs status import predict play bench verify check test test-faults test-page readme lab clean
+.PHONY: help setup data report runs submit status import predict play bench verify check test test-faults test-page test-slurm readme lab clean
 
 help:
 	@echo "make report [STUDY=quick] [JOBS=1]  train what is missing of a study, build reports/STUDY/index.html"
 	@echo "make runs   [STUDY=quick] [JOBS=1]  only train; stopped runs go on, finished ones are skipped"
-	@echo "make status [STUDY=quick]           how far each run of a study is"
+	@echo "make submit [STUDY=quick]           leave the runs to SLURM; [PARTITION= GPUS= CPUS= TIME= ACCOUNT=]"
+	@echo "make status [STUDY=quick]           how far each run of a study is, and its place in the queue"
 	@echo "make import FROM=folder             take finished runs from another machine's or clone's reports/"
 	@echo "make predict IMAGE=cat.jpg          what a published network sees in a picture; [RUN=study/run] chooses which"
 	@echo "make play                           reports/published/play.html: published networks in a browser"
@@ -37,6 +38,7 @@ help:
 	@echo "make test                           the tests"
 	@echo "make test-faults                    kills, full disks, bad input: a line a fault; half an hour"
 	@echo "make test-page                      the pages in a headless browser, which it finds or installs"
+	@echo "make test-slurm                     make submit, on a SLURM of this machine that it starts for that"
 	@echo "make bench                          how fast training is here, against plain PyTorch"
 	@echo "make verify                         do the published weights, records, tables and README agree? minutes"
 	@echo "make lab                            JupyterLab, with the right kernel"
@@ -64,6 +66,10 @@ report: $(READY)
 	$(BIN)/python -m lib.runs $(STUDY) --jobs $(JOBS) || failed=$$?; \
 	[ $$failed -ge 2 ] || $(BIN)/python -m lib.report $(STUDY) || failed=$$?; \
 	exit $$failed
+
+# PARTITION, GPUS, CPUS, TIME and ACCOUNT, given here or in the environment, reach it as they are (lib/runs/cluster.py).
+submit: $(READY)
+	@$(BIN)/python -m lib.runs $(STUDY) --submit
 
 status: $(READY)
 	@$(BIN)/python -m lib.runs $(STUDY) --status
@@ -98,6 +104,10 @@ test-faults: $(READY) data
 # No package is needed for it: the browser is driven through a pipe (tests/page/browser.py).
 test-page: $(READY) data
 	@$(BIN)/python tests/page
+
+# Debian's slurm-wlm and munge, which it finds or installs, for as long as it takes; minutes.
+test-slurm: $(READY) data
+	@$(BIN)/python tests/slurm
 
 bench: $(READY)
 	@$(BIN)/python -m lib.bench

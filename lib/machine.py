@@ -112,6 +112,14 @@ def use_cores() -> None:
         torch.set_num_threads(min(torch.get_num_threads(), cores()))
 
 
+def gpus() -> list[str]:
+    """The CUDA devices that CUDA_VISIBLE_DEVICES leaves, each by its name in there."""
+    import torch
+
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(1024)))).split(",")
+    return [name.strip() for name in names[: torch.cuda.device_count()]]
+
+
 NONE_HERE = "there is none here"
 
 
@@ -128,22 +136,26 @@ def best_device() -> str:
 
 @functools.cache
 def device_fault(kind: str) -> str:
-    """Why nothing can be trained on cpu, cuda or mps here, in a line; empty where it can be."""
+    """Why nothing can be trained on cpu, cuda, cuda:1 or mps here, in a line; empty where it can be."""
     import torch
 
     if kind == "cpu":
         return ""
+    family, _, number = kind.partition(":")
     with warnings.catch_warnings(record=True) as warned:  # of a driver that is too old torch only warns
         warnings.simplefilter("always")
         try:
-            if getattr(torch, kind).is_available():
+            if getattr(torch, family).is_available():
+                if number and int(number) >= (there := torch.cuda.device_count()):
+                    return f"the last one here is cuda:{there - 1}"
                 try_out(torch.device(kind))
                 return ""
             reason = str(warned[0].message) if warned else ""
         except Exception as error:  # the driver, CUDA, cuDNN and MPS have errors of their own
             reason = str(error)
     first = reason.strip().partition("\n")[0].partition(". ")[0].removeprefix("CUDA initialization: ").rstrip(".")
-    return f"{gpu_name() if kind == 'cuda' else 'the GPU'} cannot be used ({first})" if reason else NONE_HERE
+    name = gpu_name(int(number or 0)) if family == "cuda" else "the GPU"
+    return f"{name} cannot be used ({first})" if reason else NONE_HERE
 
 
 def try_out(device) -> None:
@@ -155,14 +167,14 @@ def try_out(device) -> None:
     x.grad.sum().item()  # waits for it
 
 
-def gpu_name() -> str:
+def gpu_name(number: int = 0) -> str:
     """The NVIDIA card as torch or, where it cannot, its driver names it."""
     import torch
 
     with contextlib.suppress(Exception):  # the device that cannot be used may not say its name either
-        return torch.cuda.get_device_name(0)
+        return torch.cuda.get_device_name(number)
     with contextlib.suppress(OSError, IndexError, StopIteration):
-        card = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))[0]
+        card = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))[number]
         lines = card.read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("Model:"))
     return "the GPU"

@@ -46,7 +46,7 @@ CHOICES = {
     "std": ("pixels", "images"),
     "select": ("last", "best_val", "best_test"),
     "dtype": ("float32", "bfloat16", "float16"),
-    "device": ("auto", "cpu", "cuda", "mps"),
+    "device": ("auto", "cpu", "cuda", "cuda:0", "mps"),
 }
 
 # Where, how fast and under which label a run is trained; not what it computes.
@@ -105,7 +105,7 @@ class Params:
     dtype: str = "float32"  # float32, bfloat16 or (CUDA) float16
     # how it is run: none of these changes what is computed
     test_batch_size: int = 100  # images a step in evaluation
-    device: str = "auto"  # auto, cpu, cuda or mps
+    device: str = "auto"  # auto, cpu, cuda (one of several: cuda:1) or mps
     native: bool = True  # the native CPU layers, where they can run
     compile: bool = False  # torch.compile
     workers: int = 0  # data loading processes
@@ -302,7 +302,8 @@ def _check(p: Params) -> None:
     for name, kind in TYPES.items():
         need(kind is not float or math.isfinite(getattr(p, name)), name, "give a finite number")
     for name, allowed in CHOICES.items():
-        need(getattr(p, name) in allowed, name, f"give one of {', '.join(allowed)}")
+        given = re.sub(r"\Acuda:[0-9]{1,3}\Z", "cuda:0", p.device) if name == "device" else getattr(p, name)
+        need(given in allowed, name, f"give one of {', '.join(allowed)}")
     parse_randaugment(p.randaugment)
     for name in ("kernel", "dim", "depth", "epochs", "batch_size", "test_batch_size"):
         need(getattr(p, name) >= 1, name, "give 1 or more")
@@ -333,7 +334,7 @@ def _check(p: Params) -> None:
     )
     need(not alone or n % p.batch_size != 1, "batch_size", f"{batches}; change batch_size or train_size")
     need(p.val_size > 0 or p.select != "best_val", "select", "best_val needs val_size above 0, or take select=last")
-    need(p.dtype != "float16" or p.device in ("auto", "cuda"), "dtype", "float16 needs device=cuda, or take bfloat16")
+    need(p.dtype != "float16" or p.device not in ("cpu", "mps"), "dtype", "float16 needs device=cuda, or take bfloat16")
     for name in ("study", "setting"):
         word = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", getattr(p, name)) and ".." not in getattr(p, name)
         need(bool(word) or (name == "setting" and not p.setting), name, "give letters, digits, '.', '_' and '-' only")

@@ -192,6 +192,30 @@ def test_a_gpu_that_works_is_taken_and_a_machine_without_one_needs_no_words(monk
     assert capfd.readouterr().err == ""
 
 
+def test_one_of_several_gpus_can_be_asked_for_and_one_too_many_is_refused(monkeypatch, devices):
+    stub_gpu(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(TrainingError, match=r"device=cuda:2: the last one here is cuda:1, give device=cpu or auto"):
+        pick_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    "visible, count, names",
+    [
+        (None, 2, ["0", "1"]), (None, 0, []), ("", 0, []),
+        ("3,5", 2, ["3", "5"]), ("GPU-a, MIG-b", 2, ["GPU-a", "MIG-b"]),
+        ("1,7,0", 1, ["1"]),  # CUDA takes no more after one that is not there
+    ],
+)  # fmt: skip
+def test_the_gpus_are_those_that_the_environment_leaves(monkeypatch, visible, count, names):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert machine.gpus() == names
+
+
 def test_what_a_gpu_is_tried_with_runs():
     before = torch.get_rng_state()
     machine.try_out(torch.device("cpu"))

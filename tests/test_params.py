@@ -59,6 +59,11 @@ REFUSED = [
     ({"study": ""}, "study=: give letters"),
     ({"setting": ".."}, "setting=..: give letters"),
     ({"dtype": "float16", "device": "cpu"}, "dtype=float16: float16 needs device=cuda"),
+    ({"device": "gpu"}, "device=gpu: give one of auto, cpu, cuda, cuda:0, mps"),
+    ({"device": "cuda:"}, "device=cuda:: give one of auto"),
+    ({"device": "cuda:-1"}, "device=cuda:-1: give one of auto"),
+    ({"device": "cuda:1\n"}, "give one of auto"),
+    ({"device": "mps:0"}, "device=mps:0: give one of auto"),
 ]
 
 
@@ -68,6 +73,10 @@ def test_what_cannot_be_is_refused_in_one_line_that_names_it(values, words):
         Params.of(**values)
     assert words in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_one_of_several_gpus_can_be_named():
+    assert [Params(device=f"cuda:{n}", dtype="float16").device for n in (0, 12)] == ["cuda:0", "cuda:12"]
 
 
 def test_text_that_can_only_mean_one_thing_is_converted():

@@ -7,6 +7,9 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
+import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -259,6 +262,55 @@ def test_a_run_that_fails_before_training_leaves_its_reason_and_one_that_is_stop
     assert (ENDS[code] or "missing") in all_runs.status(study)
 
 
+class Gpus(Aside):
+    answers = (["3", "GPU-b"],)
+
+    def submit(self, work):
+        assert work is all_runs.machine.gpus
+        return super().submit(work, None)
+
+
+@pytest.mark.parametrize(
+    "jobs, asked, threads",
+    [(1, "", ""), (1, "3", "3"), (2, "", "4"), (2, "3", "3"), (2, "16", "4"), (3, "many", "2"), (99, "", "1")],
+)
+def test_runs_at_a_time_divide_the_cores_and_the_gpus_among_them(monkeypatch, tmp_path, capsys, jobs, asked, threads):
+    """Each job beside the others, as many as there may be."""
+    made.place(monkeypatch, tmp_path)
+    settings = [{f"kernel-{k}": {"seeds": [0, 1, 2]}} for k in (3, 5, 7)]
+    study = made.study(settings=[*settings, {"kernel-9": {"device": "cuda:1"}}])
+    beside, given, door = [], {}, threading.Lock()
+
+    def execute(command, environment):
+        name = Path(command[4]).parent.name
+        with door:
+            given[name] = environment
+            beside.append(environment.get("CUDA_VISIBLE_DEVICES"))
+            together.append(sorted(beside, key=str))
+        time.sleep(0.05)
+        with door:
+            beside.remove(environment.get("CUDA_VISIBLE_DEVICES"))
+
+    together = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-b")
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setattr(all_runs.machine, "cores", lambda: 8)
+    monkeypatch.setattr(all_runs, "process", Gpus)
+    monkeypatch.setattr(all_runs, "execute", execute)
+    monkeypatch.setattr(all_runs, "cifar10", lambda data_dir: None)
+    monkeypatch.setattr(all_runs, "announce", lambda *_: "")
+    assert all_runs.main([study.name, "--jobs", str(jobs)]) == 1
+    said = capsys.readouterr().err
+    assert ("JOBS=99: taking 8, as many as there are cores" in said) == (jobs == 99)
+    assert len(given) == 10 and max(map(len, together)) <= min(jobs, 8)
+    assert {environment.get("OMP_NUM_THREADS") for environment in given.values()} == {threads}
+    assert given.pop("k9-p1-seed0")["CUDA_VISIBLE_DEVICES"] == "3,GPU-b"  # it has chosen among them itself
+    gpus = [environment["CUDA_VISIBLE_DEVICES"] for environment in given.values()]
+    assert set(gpus) == ({"3,GPU-b"} if jobs == 1 else {"3", "GPU-b"})
+    if jobs == 2:
+        assert ["3", "GPU-b"] in together and not {("3", "3"), ("GPU-b", "GPU-b")} & set(map(tuple, together))
+
+
 def test_nothing_of_torch_is_needed_to_read_records():
     modules = "from lib.runs import all_runs; from lib.report import page, tables, figures, sentences, run_figures"
     code = f"import sys; {modules}; sys.exit('torch' in sys.modules)"
@@ -276,7 +328,7 @@ def test_settings_of_a_run_reach_the_notebook_whole(monkeypatch, tmp_path):
     monkeypatch.setattr(all_runs, "execute", lambda command, _: given.append(command))
     for name in studies.names():
         for run in studies.load(name).runs:
-            all_runs.train(studies.load(name), run, 1)
+            all_runs.train(studies.load(name), run, all_runs.shares(1))
             values = yaml.safe_load(given[-1][given[-1].index("-y") + 1])
             assert values.keys() == TYPES.keys()  # so that nothing saved in the notebook counts
             assert Params.of(**values).replace(setting="") == run.params.replace(setting="")

@@ -1,6 +1,7 @@
 """All runs of a study, each by papermill in a process of its own: `python -m lib.runs STUDY [--jobs N | --status]`.
 
-With `--run NAME` (more than once: each) only that run, for a scheduler that starts each run itself.
+With `--submit` they are left to a cluster (see cluster.py). With `--run NAME` (more than once: each) only that run, for
+a scheduler that starts each run itself.
 
 Finished runs are skipped, unfinished ones go on, runs that another process holds are left to it. One that fails
 does not stop the others, but makes the exit status 1.
@@ -12,6 +13,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -27,12 +29,14 @@ from lib import kernel, machine, records
 from lib.data.download import DataError, cifar10
 from lib.params import ParameterError
 from lib.records import span
+from lib.runs import cluster
 from lib.runs.lock import claim, holder
 from lib.study import ROOT, Run, Study, load, names
 
 NOTEBOOK = ROOT / "notebooks" / "train.ipynb"
 # How papermill ends if it was stopped (see papermill_plugin) or by a signal that does so: not of itself.
 STOPPED = (130, *(-number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)))
+GPUS = "CUDA_VISIBLE_DEVICES"
 STARTING = 14  # seconds that papermill, a kernel and its imports take before a run trains
 
 
@@ -40,8 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit status: 0 if every run of the study is finished, 1 if not, 2 for a mistake in the call."""
     parser = argparse.ArgumentParser(prog="python -m lib.runs", description=__doc__.splitlines()[0])
     parser.add_argument("study", help=f"one of {', '.join(names())}")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores and the GPUs")
     parser.add_argument("--status", action="store_true", help="only say how far each run is")
+    parser.add_argument("--submit", action="store_true", help="leave the runs to SLURM, one a task")
     parser.add_argument("--run", action="append", metavar="NAME", help="only this run, such as k9-p1-seed0")
     options = parser.parse_args(arguments)
     try:
@@ -54,17 +59,35 @@ def main(arguments: list[str] | None = None) -> int:
     if options.status:
         print(status(study))
         return 0
+    try:
+        if options.submit:
+            return cluster.submit(study)
+        if not options.run and (queued := cluster.queue(study)):  # with --run it may be one of them
+            print(f"{study.name}: {len(queued)} runs are in SLURM's queue, so nothing is trained here", file=sys.stderr)
+            return 1
+    except (cluster.ClusterError, DataError) as error:
+        print(error, file=sys.stderr)
+        if options.submit:
+            return 1
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, signal.default_int_handler)
     try:
-        return train_all(study, max(1, options.jobs))
+        return train_all(study, at_a_time(options.jobs))
     except ParameterError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nstopped; `make runs STUDY={study.name}` goes on from the last checkpoints", file=sys.stderr)
         return 130
+
+
+def at_a_time(jobs: int) -> int:
+    """How many of `jobs` runs train at a time: each needs a core of its own."""
+    most = machine.cores()
+    if jobs > most:
+        print(f"JOBS={jobs}: taking {most}, as many as there are cores", file=sys.stderr)
+    return max(1, min(jobs, most))
 
 
 def only(study: Study, names: list[str]) -> Study:
@@ -76,20 +99,27 @@ def only(study: Study, names: list[str]) -> Study:
 
 
 def status(study: Study) -> str:
-    """A table: each run of the study, how far it is, its test accuracy and its time."""
-    table = records.load(study)
-    lines = [("run", "status", "epochs", "test accuracy", "time")]
-    for row in table.itertuples():
+    """A table: each run of the study, how far it is, its test accuracy, its time and its place in a cluster's queue."""
+    table, queued, rest = records.load(study), {}, []
+    try:
+        queued = cluster.queue(study)
+    except cluster.ClusterError as error:
+        rest.append(str(error))
+    lines = [("run", "status", "epochs", "test accuracy", "time", "queue")]
+    for row, run in zip(table.itertuples(), study.runs, strict=True):
         who = holder(folder_of(study, row.run))
         state = "running" if who and row.status != "done" else row.status
         accuracy = f"{row.test_acc:.2f} %" if row.status == "done" else "-"
         seconds = span(row.seconds) if row.status == "done" else "-"
-        lines.append((row.run, state, f"{row.epoch}/{row.epochs}", accuracy, seconds))
+        lines.append((row.run, state, f"{row.epoch}/{row.epochs}", accuracy, seconds, queued.get(row.run, "-")))
+        waiting = state in ("missing", "unfinished") and row.run not in queued
+        if reason := row.reason if row.status in ("failed", "refused") else waiting and cluster.last_words(run):
+            rest.append(f"{row.run}: {reason}")
+    lines = lines if queued else [line[:-1] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    text += [f"{row.run}: {row.reason}" for row in table.itertuples() if row.status in ("failed", "refused")]
     done = sum(table["status"] == "done")
-    return "\n".join([*text, f"{done} of {len(table)} runs of {study.name} are finished"])
+    return "\n".join([*text, *rest, f"{done} of {len(table)} runs of {study.name} are finished"])
 
 
 def train_all(study: Study, jobs: int) -> int:
@@ -109,11 +139,12 @@ def train_all(study: Study, jobs: int) -> int:
             return 1
         print(announce(study, todo, jobs), flush=True)
     failed: list[Run] = []
+    places = shares(jobs if todo else 1)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool, _stopping(pool):
         waiting = dict.fromkeys(todo)
         while waiting:
             free = [run for run in waiting if not holder(folder_of(study, run.name))]
-            for run, tried in zip(free, pool.map(lambda run: train(study, run, jobs), free), strict=True):
+            for run, tried in zip(free, pool.map(lambda run: train(study, run, places), free), strict=True):
                 # Asked in this order: a holder that goes between the two questions has left its record by then.
                 elsewhere = not tried or holder(folder_of(study, run.name))
                 if (folder_of(study, run.name) / records.RESULT).exists():
@@ -132,7 +163,7 @@ def train_all(study: Study, jobs: int) -> int:
     return 1 if rest else 0
 
 
-def train(study: Study, run: Run, jobs: int) -> bool:
+def train(study: Study, run: Run, places: queue.SimpleQueue) -> bool:
     """Executes the training notebook for a run; False if it is left to another process, which trains it or has."""
     folder = folder_of(study, run.name)
     try:
@@ -150,7 +181,13 @@ def train(study: Study, run: Run, jobs: int) -> bool:
         if not (folder / records.RESULT).exists():
             with contextlib.suppress(OSError):  # a folder where nothing can be written; the run itself says so
                 (folder / records.FAILURE).unlink(missing_ok=True)
-            reason = execute(notebook_command(run, folder), {**kernel.environment(), **share(jobs)})
+            place = places.get()
+            any_gpu = run.params.device in ("auto", "cuda")  # cuda:1 counts in what this process sees
+            own = {name: value for name, value in place.items() if name != GPUS or any_gpu}
+            try:
+                reason = execute(notebook_command(run, folder), {**kernel.environment(), **own})
+            finally:
+                places.put(place)
             if reason is not None and not any((folder / name).exists() for name in (records.RESULT, records.FAILURE)):
                 records.note_failure(folder, run.params, reason)
         return True
@@ -166,7 +203,25 @@ def notebook_command(run: Run, folder: Path) -> list[str]:
 
 def share(jobs: int) -> dict[str, str]:
     """The environment that gives each of several runs its share of the cores."""
-    return {"OMP_NUM_THREADS": str(max(1, machine.cores() // jobs))} if jobs > 1 else {}
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    threads = min(machine.cores() // jobs, int(asked) if asked.isdecimal() else machine.cores())
+    return {"OMP_NUM_THREADS": str(max(1, threads))} if jobs > 1 else {}
+
+
+def shares(jobs: int) -> queue.SimpleQueue:
+    """What each of `jobs` runs at a time has in its environment, to take and put back: its cores and its GPU."""
+    places, gpus = queue.SimpleQueue(), []
+    if jobs > 1:
+        with contextlib.suppress(concurrent.futures.BrokenExecutor, ImportError), process(jobs) as aside:
+            gpus = aside.submit(machine.gpus).result()
+    for number in range(jobs):
+        places.put(share(jobs) | ({GPUS: gpus[number % len(gpus)]} if gpus else {}))
+    return places
+
+
+def process(jobs: int) -> concurrent.futures.Executor:
+    """A process that goes when it is done: what it has taken of a GPU or of the memory is free for the runs."""
+    return concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), take_share, (jobs,))
 
 
 _executing: set[subprocess.Popen] = set()
@@ -212,8 +267,7 @@ def announce(study: Study, todo: list[Run], jobs: int) -> str:
     epochs_done = records.load(study).set_index("run").epoch
     whole: dict[tuple, float | None] = {}  # seconds of a run from its start, by what makes it slow
     seconds = []
-    # In a process that goes when it is done: what it has taken of a GPU or of the memory is free for the runs.
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), take_share, (jobs,)) as aside:
+    with process(jobs) as aside:
         for run in todo:
             p = run.params
             kind = tuple({**p.computed(), "seed": 0, "lr": 0}.values())
