@@ -40,6 +40,7 @@ SelectTypeParameters=CR_Core
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 ReturnToService=2
+JobRequeue=0
 KillWait=10
 SchedulerParameters=sched_interval=2,bf_interval=2
 GresTypes=gpu
