@@ -166,7 +166,8 @@ def both_ablations(runs: pd.DataFrame) -> Figure:
     for (above, below), what, table in zip(
         grid.T, ("kernel", "patch"), (tables.kernel(runs), tables.patch(runs)), strict=True
     ):
-        _levels_and_changes(above, below, runs, table, what)
+        names = _levels_and_changes(above, below, runs, table, what)
+        below.set_xticks(range(len(names)), names)  # there is no room to say which have no result
         ours = [f"{what[0]}={row[what]:.0f} {row['ours']:.2f} %" for _, row in table.iterrows() if row["n"]]
         told.append(f"by {what} size, ours: {', '.join(ours) or 'no finished run'}")
     grid[1, 0].set_ylabel("change from the first (points)")
