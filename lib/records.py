@@ -287,7 +287,7 @@ def _row(study: Study, run: studies.Run) -> dict:
 
 
 def note_failure(folder: Path, params: Params, reason: str) -> None:
-    """Leaves the reason for the report and for `make status`; on a full disk that fails too, and is let be."""
+    """Leaves the reason for the report and for `make status`; an error here, as on a full disk, is ignored."""
     epoch = 0
     with contextlib.suppress(RecordError):
         epoch = len(read_json(folder / PROGRESS).get("history", []))

@@ -1,9 +1,10 @@
-"""The paper's claims, each with a rule that was stated before our runs, and the verdict that the records give.
+"""The paper's claims, each with a rule and the verdict that the records give.
 
-A rule says which study decides, by which measure, and what counts as support. A verdict is one of four words and is
-computed: supported, contradicted, not resolved (the interval at this n holds both answers) or not run. A difference
-over paired seeds has its 95 % interval; a difference of two single runs is judged against twice the standard deviation
-that seeds alone would give it.
+Rules about accuracies of ours were stated before the runs that they judge; those about the bench and the paper's own
+figures were not. A rule says which study decides, by which measure, and what counts as support. A verdict is one of
+four words and is computed: supported, contradicted, not resolved (the interval at this n holds both answers) or not
+run. A difference over paired seeds has its 95 % interval; a difference of two single runs is judged against twice the
+standard deviation that seeds alone would give it.
 """
 
 import functools
@@ -17,7 +18,7 @@ import pandas as pd
 from lib import records
 from lib import study as studies
 from lib.report import cells, published, stats
-from lib.report.columns import shows, verdict, words
+from lib.report.columns import shows, signed, verdict, words
 
 SUPPORTED, CONTRADICTED = "supported", "contradicted"
 NOT_RESOLVED, NOT_RUN = "not resolved", "not run"
@@ -101,10 +102,6 @@ def points(difference: stats.Paired | stats.Mean) -> str:
     """+1.23 ± 0.45 points (n=5)."""
     half = f" ± {difference.half:.2f}" if pd.notna(difference.half) else ""
     return f"{signed(difference.mean)}{half} points (n={difference.n})"
-
-
-def signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
 
 
 def not_run(*what: str) -> Verdict:

@@ -16,6 +16,11 @@ class Column(NamedTuple):
     optional: bool = False  # left out where it has nothing to say in any row
 
 
+def signed(points: float) -> str:
+    """+1.23 or −1.23."""
+    return f"{points:+.2f}".replace("-", "−")
+
+
 def number(name: str, heading: str, form: str = "{:.2f}", spread: str = "", optional: bool = False) -> Column:
     """A number, with the half-width of its interval (column `spread`) behind it where there is one."""
 

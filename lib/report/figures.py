@@ -18,6 +18,7 @@ from lib import records
 from lib import study as studies
 from lib.params import TRAIN_IMAGES
 from lib.report import cells, published, stats, tables
+from lib.report.columns import signed
 from lib.study import Study
 
 WIDTH = 5.0  # inches: at 10 points still readable on a page 360 pixels wide
@@ -228,16 +229,12 @@ def gap(table: pd.DataFrame) -> Figure | None:
         step = 0 if pd.isna(row.step) else row.step
         axes.barh(i, step, left=row.accuracy - step, height=0.34, color=GREEN if step >= 0 else ORANGE, alpha=0.8)
         axes.errorbar(row.accuracy, i, xerr=row.half, fmt="o", color=BLUE, capsize=4, markersize=5)
-        text = f"{row.accuracy:.2f}" + (f" ({_signed(step)})" if step else "")
+        text = f"{row.accuracy:.2f}" + (f" ({signed(step)})" if step else "")
         axes.annotate(text, (row.accuracy, i + 0.36), ha="center", va="center", fontsize=8)
         told.append(f"{row.change}: {text} %")
     axes.set(ylim=(len(table) - 0.4, -0.6), yticks=[], xlabel="test accuracy at k=9, p=4 (%)")
     axes.set_xlim(table["accuracy"].min() - 1.2, table["accuracy"].max() + 1.2)
     return described(figure, f"The gap at p=4, level by level. {'; '.join(told)}.")
-
-
-def _signed(points: float) -> str:
-    return f"{points:+.2f}".replace("-", "−")
 
 
 def _ablation(runs: pd.DataFrame, table: pd.DataFrame, what: str) -> Figure:

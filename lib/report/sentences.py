@@ -12,6 +12,7 @@ import pandas as pd
 from lib import records
 from lib.params import SHAPE, TRAIN_IMAGES, Params
 from lib.report import cells, published, stats, tables
+from lib.report.columns import signed
 from lib.study import ROOT, Study, base_params
 
 # What else of a run is not its recipe.
@@ -173,7 +174,7 @@ def baseline(runs: pd.DataFrame) -> list[str]:
         tail = max(1, len(curve) // 5)
         late, gap = curve["val_acc"].iloc[-1] - curve["val_acc"].iloc[-1 - tail], curve["train_acc"] - curve["val_acc"]
         said.append(
-            f"Over the last {_count(tail, 'epoch')} of {len(curve)} validation accuracy changed by {_signed(late)} "
+            f"Over the last {_count(tail, 'epoch')} of {len(curve)} validation accuracy changed by {signed(late)} "
             f"points; at the end it was {_versus(-gap.iloc[-1])} that of training images without augmentation."
         )
     return said
@@ -204,7 +205,7 @@ def ablation(runs: pd.DataFrame, what: str) -> list[str]:
 
 def _step(row) -> str:
     half = f" ± {row.half:.2f}" if pd.notna(row.half) else ""
-    return f"{row.step} {_signed(row.difference)}{half}"
+    return f"{row.step} {signed(row.difference)}{half}"
 
 
 def _resolved(steps: pd.DataFrame, sign: int) -> str:
@@ -273,8 +274,8 @@ def comparison(runs: pd.DataFrame) -> list[str]:
         return []
     said = [
         f"Over {_count(len(table), 'configuration')} the mean difference to the paper is "
-        f"{_signed(table['ours_minus_paper'].mean())} points, to the original "
-        f"{_signed(table['ours_minus_original'].mean())}."
+        f"{signed(table['ours_minus_paper'].mean())} points, to the original "
+        f"{signed(table['ours_minus_original'].mean())}."
     ]
     alike, pairs = stats.same_order(table["ours"], table["original"])
     if pairs:
@@ -481,16 +482,12 @@ def _times(ratio: float) -> str:
 
 
 def _range(values) -> str:
-    low, high = _signed(min(values)), _signed(max(values))
+    low, high = signed(min(values)), signed(max(values))
     return low if low == high else f"{low} to {high}"
 
 
 def _p(p: float) -> str:
     return f"= {p:.2g}" if p >= 1e-4 else "< 0.0001"
-
-
-def _signed(points: float) -> str:
-    return f"{points:+.2f}".replace("-", "−")
 
 
 def _hours(hours: float) -> str:

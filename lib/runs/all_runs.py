@@ -133,7 +133,7 @@ def train_all(study: Study, jobs: int) -> int:
     print(f"{study.name}: {study.purpose}")
     if todo:
         try:
-            cifar10(study.base.data_dir)  # once and in sight; without anything to train no data is needed
+            cifar10(study.base.data_dir)  # downloaded once, with visible progress; only training needs it
         except DataError as error:
             print(error, file=sys.stderr)
             return 1
@@ -145,7 +145,7 @@ def train_all(study: Study, jobs: int) -> int:
         while waiting:
             free = [run for run in waiting if not holder(folder_of(study, run.name))]
             for run, tried in zip(free, pool.map(lambda run: train(study, run, places), free), strict=True):
-                # Asked in this order: a holder that goes between the two questions has left its record by then.
+                # The lock first: a process that exits in between has written its record.
                 elsewhere = not tried or holder(folder_of(study, run.name))
                 if (folder_of(study, run.name) / records.RESULT).exists():
                     del waiting[run]
