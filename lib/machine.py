@@ -14,6 +14,16 @@ from pathlib import Path
 
 from lib.study import ROOT
 
+# What the kernel calls them, the widest first.
+VECTORS = {
+    "amx_bf16": "AMX",
+    "avx512_bf16": "AVX-512 with bfloat16",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+    "sve": "SVE",
+    "asimd": "NEON",
+}
+
 
 def environment() -> dict:
     """Where a result comes from: versions, processor, system, commit. Of torch only what needs no import of it."""
@@ -23,6 +33,7 @@ def environment() -> dict:
         **{name: importlib.metadata.version(name) for name in packages},
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
+        "vectors": vectors(),
         "cores": cores(),
         **git_state(),
     }
@@ -36,6 +47,18 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+@functools.cache
+def vectors() -> str:
+    """The widest vector instructions of the processor, as far as the system says: the speed of training hangs on them,
+    and processors of one name may differ in them."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                there = set(line.split())
+                return next((name for flag, name in VECTORS.items() if flag in there), "")
+    return ""
 
 
 def git_state() -> dict:

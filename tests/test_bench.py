@@ -79,6 +79,15 @@ def test_unknown_network_is_named(capsys):
     assert "256/8 k=9 p=1" in capsys.readouterr().err
 
 
+def test_a_variant_that_cannot_win_has_no_more_turns():
+    turns = {(name, "train"): [seconds] for name, seconds in zip(bench.TUNED, (1.0, 5.0, 1.2, 1.7), strict=True)}
+    turns |= {(bench.DEFAULT, "train"): [9.0], ("ours, float32", "train"): [0.1]}
+    assert [name for name, _ in turns if bench.hopeless(name, turns)] == [
+        "channels_last, bf16",
+        "channels_last, bf16, compiled",
+    ]
+
+
 def dies_in_defaults(pipe, network, variant):
     """In the place of `serve`: a variant that the system kills at its first turn, and one that lives."""
     pipe.send({"first_step_seconds": 1.0, "peak_memory_mb": 100})
