@@ -219,16 +219,10 @@ def compromise(evidence: Evidence) -> Verdict:
     if not middle or not all(others.values()):
         return not_run("every setting of `laptop`")
     speed = {name: cells.of_setting(runs, name)["images_per_second"].mean() for name in (*names, "patch-2")}
-    better, worse = [], []
-    for name in names:
-        difference = stats.paired(others[name], middle)
-        word = of_paired(difference)
-        if speed[name] > speed["patch-2"]:
-            # A faster setting must not be as accurate.
-            (better if word == SUPPORTED else worse).append((name, word, difference))
-    failed = [name for name, word, _ in worse if word == CONTRADICTED]
-    word = CONTRADICTED if failed else NOT_RESOLVED if worse else SUPPORTED
-    text = "; ".join(f"{points(difference)} over {name}, which is faster" for name, _, difference in better + worse)
+    faster = {name: stats.paired(others[name], middle) for name in names if speed[name] > speed["patch-2"]}
+    words = {of_paired(difference) for difference in faster.values()} - {SUPPORTED}
+    word = CONTRADICTED if CONTRADICTED in words else NOT_RESOLVED if words else SUPPORTED
+    text = "; ".join(f"{points(difference)} over {name}, which is faster" for name, difference in faster.items())
     slower = [name for name in names if speed[name] <= speed["patch-2"]]
     gains = [stats.paired(middle, others[name]) for name in slower]
     most = max(gains, key=lambda gain: gain.mean)
