@@ -111,6 +111,17 @@ def test_gaps_are_marked_and_text_is_escaped(copy, built):
     assert "Made-Up Processor &lt;1&gt;" in text
 
 
+def test_every_caption_says_what_runs_it_is_of(copy, built):
+    """Those without are about a study's file, all studies' claims and the levels of the gap, which say it each."""
+    text = (copy / "reports" / "part" / "index.html").read_text(encoding="utf-8")
+    captions = dict(re.findall(r"<figcaption><b>([^<]+)\.</b>(.*?)</figcaption>", text, re.DOTALL))
+    without = {name for name, caption in captions.items() if not re.search(r" epochs of 45,000 images, n=\d", caption)}
+    assert without == {"Claims", "Parameters", "Levels of the gap"}
+    assert ", 12 epochs of" in captions["Table II"] and ", 10 epochs of" in captions["Fig. 2"]
+    timed = {name for name, caption in captions.items() if "Made-Up Processor" in caption}
+    assert timed == {"Table V", "Settings", "Runs"}
+
+
 def test_the_same_records_give_the_same_bytes_and_stale_files_go(copy, built):
     folder = copy / "reports" / "part"
     first = files(folder)

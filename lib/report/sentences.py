@@ -11,7 +11,7 @@ import pandas as pd
 
 from lib import records
 from lib.params import SHAPE, TRAIN_IMAGES, Params
-from lib.report import cells, published, stats, tables
+from lib.report import captions, cells, published, stats, tables
 from lib.report.columns import signed
 from lib.study import ROOT, Study, base_params
 
@@ -44,7 +44,7 @@ def origin(study: Study, runs: pd.DataFrame) -> tuple[str, dict[str, str]]:
         days = sorted({record["finished"][:10] for record in done})
         facts["runs"] = f"{len(done)} of {len(runs)}, finished {' to '.join(dict.fromkeys((days[0], days[-1])))}"
         facts["commit"] = ", ".join(sorted({f"`{str(r['environment'].get('commit'))[:12]}`" for r in done}))
-        facts["machine"] = " and ".join(sorted({_machine(record["environment"]) for record in done}))
+        facts["machine"] = " and ".join(captions.machines(done))
     if (records.REPORTS / "play.html").exists():
         facts["try it"] = f"[a network in your browser]({os.path.relpath(records.REPORTS / 'play.html', here)})"
     facts["source"] = (
@@ -329,7 +329,7 @@ def compute(runs: pd.DataFrame) -> list[str]:
     done = runs[runs["status"] == "done"]
     if done.empty:
         return []
-    machines = sorted({_machine(record["environment"]) for record in done["record"]})
+    machines = captions.machines(done["record"])
     hours = done["seconds"].sum() / 3600
     said = [f"{_count(len(done), 'run')} took {_hours(hours)} in all, on {' and '.join(machines)}."]
     speed = tables.compute_by_setting(runs).dropna(subset=["images_per_second"]).set_index("setting")
@@ -498,8 +498,3 @@ def _doubt(n: int, gap: float) -> str:
     """A warning where two networks of one seed are no further apart than two seeds of one network often are."""
     often = 2 * 2**0.5 * max(published.SEED_NOISE.values())
     return " With one seed, another could reverse that." if n == 1 and gap < often else ""
-
-
-def _machine(environment: dict) -> str:
-    name = environment.get("gpu") or environment.get("cpu") or "an unnamed processor"
-    return name if environment.get("gpu") else f"{name} ({environment.get('threads', '?')} threads)"

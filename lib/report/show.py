@@ -11,7 +11,7 @@ import re
 import pandas as pd
 from IPython.display import display
 
-from lib.report import figures
+from lib.report import captions, figures
 from lib.report.columns import Column
 
 
@@ -41,7 +41,7 @@ def table(number: str, make, *data, caption: str) -> None:
     if frame.empty:
         return
     file = _file(number, make)
-    heading = _caption(number, caption, make, [f"tables/{file}.{kind}" for kind in ("csv", "tex")])
+    heading = _caption(number, caption, make, data, [f"tables/{file}.{kind}" for kind in ("csv", "tex")])
     label = html.escape(f"{number} {caption}".strip(), quote=True)
     markup = (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">{html_table(frame, make.columns)}</div>'
@@ -65,7 +65,7 @@ def figure(number: str, draw, *data, caption: str, absent: str = "") -> None:
     file, (svg, png) = _file(number, draw), (figures.save(drawn, kind) for kind in ("svg", "png"))
     alt = html.escape(drawn.get_label(), quote=True)
     image = f'<img src="data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" alt="{alt}">'
-    below = _caption(number, caption, draw, [f"figures/{file}.{kind}" for kind in ("png", "svg")])
+    below = _caption(number, caption, draw, data, [f"figures/{file}.{kind}" for kind in ("png", "svg")])
     bundle = {
         "text/html": f'<figure id="{file}">{image}{below}</figure>',
         "text/plain": drawn.get_label(),
@@ -120,7 +120,8 @@ def _kind(column: Column) -> str:
     return "" if column.kind == "words" else f' class="{column.kind}"'
 
 
-def _caption(number: str, text: str, made_by, files: list[str]) -> str:
+def _caption(number: str, text: str, made_by, data: tuple, files: list[str]) -> str:
+    text = f"{text} {captions.basis(made_by, *data)}".rstrip()
     drawn_by = f"{made_by.__module__.rpartition('.')[2]}.{made_by.__name__}"
     links = " ".join(f'<a href="{path}">{path.rpartition(".")[2].upper()}</a>' for path in files)
     return (
