@@ -4,7 +4,7 @@ import pytest
 
 import made
 from lib import records
-from lib.report import captions, cells, claims, figures, front, learned, tables
+from lib.report import captions, cells, claims, cost, figures, front, learned, tables
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_network_budget_and_n(home):
 def test_what_shows_times_names_the_machine(home):
     runs = loaded(made.study())
     where = " n=1 seed a setting, on Made-Up Processor <1> (2 threads)."
-    for make in (tables.compute, tables.compute_by_setting, tables.every_run):
+    for make in (tables.compute, tables.compute_by_setting, tables.every_run, cost.accuracy_against_cost):
         assert captions.basis(make, runs).endswith(where)
     bench = made.bench(default=3)
     for make in (tables.speed, figures.speed):

@@ -119,7 +119,7 @@ def learning_rates(runs: pd.DataFrame) -> Figure | None:
     images = " and ".join(table["images"].unique())
     axes.set(xlabel="epoch", ylabel="accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _say_floor(axes)
+    say_floor(axes)
     figure.legend(loc="outside upper center", ncols=1, title="learning rate")
     return described(figure, f"{images.capitalize()} accuracy by epoch for each learning rate: {'; '.join(told)}.")
 
@@ -149,7 +149,7 @@ def baseline(runs: pd.DataFrame) -> Figure | None:
     loss.set(ylabel="loss", ylim=(0, None))
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
     accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _say_floor(accuracy)
+    say_floor(accuracy)
     figure.legend(loc="outside upper center", ncols=1)
     ends = curves[curves["epoch"] == curves["epoch"].max()].mean(numeric_only=True)
     told = [f"{name} {ends[key]:.1f} %" for name, key in (("training", "train_acc"), ("validation", "val_acc"))
@@ -241,7 +241,7 @@ def _ablation(runs: pd.DataFrame, table: pd.DataFrame, what: str) -> Figure:
     """Above, accuracies as they are; below, each series as its change from one level, since they differ in height."""
     figure, (above, below) = _new(5.6, rows=2, sharex=True)
     names = _levels_and_changes(above, below, runs, table, what)
-    _say_floor(above)
+    say_floor(above)
     figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2)
     ours = [f"{n} {row.ours:.2f} % (n={row.n})" if row.n else f"{n} {row.status}"
             for n, row in zip(names, table.itertuples(), strict=True)]  # fmt: skip
@@ -297,7 +297,7 @@ def _new(height: float, rows: int = 1, **how) -> tuple[Figure, list]:
     return figure, list(axes[:, 0])
 
 
-def _say_floor(axes) -> None:
+def say_floor(axes) -> None:
     """Says where a vertical axis starts when that is not zero."""
     low = axes.get_ylim()[0]
     if abs(low) > 1e-9:
