@@ -97,11 +97,11 @@ def test_a_report_with_every_table_and_figure(copy, built):
     assert len(text) < 1_500_000 and page.all("html") == [{"lang": "en"}]
     assert "viewport" in [meta.get("name") for meta in page.all("meta")]
     assert "<title>ConvMixer on CIFAR-10: part</title>" in text
-    assert len(page.all("img")) == 13 and all(len(image["alt"]) > 40 for image in page.all("img"))
+    assert len(page.all("img")) == 14 and all(len(image["alt"]) > 40 for image in page.all("img"))
     for number in (*(f"Table {n}" for n in ("I", "II", "III", "IV", "V")), *(f"Fig. {n}" for n in range(1, 6))):
         assert f"<b>{number}.</b>" in text
     links = {link["href"] for link in page.all("a") if link["href"].startswith(("figures/", "tables/"))}
-    assert links == set(saved) - {"index.html"} and len([link for link in links if link.startswith("figures/")]) == 26
+    assert links == set(saved) - {"index.html"} and len([link for link in links if link.startswith("figures/")]) == 28
 
 
 def test_gaps_are_marked_and_text_is_escaped(copy, built):

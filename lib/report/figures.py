@@ -159,6 +159,56 @@ def baseline(runs: pd.DataFrame) -> Figure | None:
 
 
 @styled
+def curves(runs: pd.DataFrame) -> Figure | None:
+    """Accuracy by epoch, a panel for each configuration: on training images and on those that were watched while
+    training (validation, or test where a study watches that; or none), and what the paper's notebooks print of the
+    same budget.
+    """
+    history = tables.history(runs)
+    groups = {label: history[history["run"].isin(rows["run"])] for label, rows in cells.configurations(runs).items()}
+    groups = {label: mine for label, mine in groups.items() if len(mine)}
+    if not groups:
+        return None
+    columns = min(2, len(groups))
+    rows = -(-len(groups) // columns)
+    figure = Figure((WIDTH, max(3.4, 1.7 * rows + 0.9)), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    told = []
+    for axes, (label, mine) in zip(panels.flat, groups.items(), strict=False):
+        names = {"train_acc": "training images", "watched": "test images"}
+        if mine["val_acc"].notna().any():
+            names["watched"] = "validation images"
+        for (column, name), look in zip(names.items(), (PAPER, OURS), strict=True):
+            _curve(axes, mine, column, name, **look | {"marker": ""})
+        for setting in sorted(set().union(*mine["settings"])) if _papers_budget(runs, mine["run"]) else ():
+            if (points := published.curve(setting))[0]:
+                look = {"color": GREEN, "mfc": "white", "linestyle": "", "markersize": 5, "marker": "D"}
+                axes.plot(*points, label="the paper's notebooks, test images", **look)
+        axes.set_title(label, fontsize=9)
+        axes.set(xlabel="", ylabel="")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ends = mine[mine["epoch"] == mine["epoch"].max()].mean(numeric_only=True)
+        found = [f"{ends[column]:.1f} % on {name}" for column, name in names.items() if pd.notna(ends[column])]
+        told.append(f"{label}: {' and '.join(found)}")
+    for axes in panels.flat[len(groups) :]:
+        axes.set_axis_off()
+    figure.supxlabel("epoch", fontsize=10)
+    figure.supylabel(f"accuracy (%), axis starts at {panels[0, 0].get_ylim()[0]:.0f} %", fontsize=10)
+    shown = {}
+    for axes in panels.flat:
+        shown |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=2, columnspacing=1.2)
+    return described(figure, f"Accuracy by epoch, at the end: {'; '.join(told)}.")
+
+
+def _papers_budget(runs: pd.DataFrame, names) -> bool:
+    """Whether these runs train the paper's network for the paper's epochs on (nearly) all images."""
+    params = runs.loc[runs["run"].isin(names), "params"].iloc[0]
+    budget = (params["dim"], params["depth"], params["epochs"], params["train_size"])
+    return params["arch"] == "convmixer" and budget == (*published.NETWORK, published.EPOCHS, 0)
+
+
+@styled
 def both_ablations(runs: pd.DataFrame) -> Figure:
     """The study at a glance: both ablations, levels above in small and changes from the first size below."""
     figure = Figure((WIDTH, 4.6), layout="constrained")
