@@ -69,7 +69,7 @@ def built(copy) -> subprocess.CompletedProcess:
 
 
 def build(copy: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    environment = {**os.environ, "PYTHONPATH": str(copy), "CONVMIXER_DATA": "no data"}
     command = [sys.executable, "-m", "lib.report", *arguments]
     return subprocess.run(command, cwd=cwd or copy, env=environment, capture_output=True, text=True, timeout=200)
 
@@ -120,6 +120,11 @@ def test_every_caption_says_what_runs_it_is_of(copy, built):
     assert ", 12 epochs of" in captions["Table II"] and ", 10 epochs of" in captions["Fig. 2"]
     timed = {name for name, caption in captions.items() if "Made-Up Processor" in caption}
     assert timed == {"Accuracy against cost", "Table V", "Settings", "Runs"}
+
+
+def test_without_the_images_the_mistakes_say_what_is_missing(copy, built):
+    text = (copy / "reports" / "part" / "index.html").read_text(encoding="utf-8")
+    assert "Mistakes cannot be drawn yet. It needs a finished run and the images of CIFAR-10" in text
 
 
 def test_the_same_records_give_the_same_bytes_and_stale_files_go(copy, built):

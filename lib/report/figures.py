@@ -39,9 +39,9 @@ def styled(draw):
     """Runs a drawing function under STYLE, whatever the reader's own matplotlib settings are."""
 
     @functools.wraps(draw)
-    def wrapped(*args):
+    def wrapped(*args, **options):
         with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}):
-            return draw(*args)
+            return draw(*args, **options)
 
     return wrapped
 
