@@ -141,6 +141,10 @@ def test_without_runs_the_page_names_the_command(copy):
     text = (copy / "reports" / "none" / "index.html").read_text(encoding="utf-8")
     assert_offline(Page(text))
     assert "<code>make runs STUDY=none</code>" in text and "Fig. 3 cannot be drawn yet" in text
+    assert "code: fig-3-baseline</summary>" in text
+    # Tables of the paper's stay, with its figures and what is missing; what would show nothing at all goes.
+    shown = re.findall(r"<figcaption><b>([^<]+)\.</b>", text)
+    assert "Table II" in shown and not {"Kernel steps", "Selection", "Settings", "Classes"} & set(shown)
 
 
 def test_a_failing_notebook_is_one_line_and_keeps_the_old_page(copy):

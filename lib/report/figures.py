@@ -74,7 +74,7 @@ def workflow(study: Study, runs: pd.DataFrame) -> Figure:
         ("Runs", ["papermill, notebooks/train.ipynb, lib/", asked]),
         ("Records", [f"{shown}/runs/<run>/{records.RESULT}", f"{done} of {len(runs)} runs are finished"]),
         ("Summary", ["notebooks/summary.ipynb", "lib/report/: tables, statistics, figures, sentences"]),
-        ("Report", [f"{shown}/index.html", "figures/ (PNG, SVG) and tables/ (CSV) beside it"]),
+        ("Report", [f"{shown}/index.html", "figures/ (PNG, SVG) and tables/ (CSV, TEX) beside it"]),
     ]  # fmt: skip
     figure = Figure((WIDTH, 0.86 * len(stages)))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 10), ylim=(-len(stages), 0))

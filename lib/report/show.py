@@ -36,9 +36,12 @@ def listing(sentences) -> None:
 
 
 def table(number: str, make, *data, caption: str) -> None:
-    """Displays the table that `make(*data)` computes; `number` is the paper's, such as "Table II", or a word."""
+    """Displays the table that `make(*data)` computes; `number` is the paper's, such as "Table II", or a word.
+
+    One that has nothing to say is left out: without rows, or without a finished run where the paper has no such table.
+    """
     frame = make(*data)
-    if frame.empty:
+    if frame.empty or ("n" in frame and not frame["n"].any() and not number.startswith("Table ")):
         return
     file = _file(number, make)
     heading = _caption(number, caption, make, data, [f"tables/{file}.{kind}" for kind in ("csv", "tex")])
@@ -60,7 +63,7 @@ def figure(number: str, draw, *data, caption: str, absent: str = "") -> None:
     drawn = draw(*data)
     if drawn is None:
         markup = f'<p class="note">{_prose(f"{number} cannot be drawn yet. {absent}".strip())}</p>'
-        display({"text/html": markup, "text/plain": absent}, raw=True)
+        display({"text/html": markup, "text/plain": absent}, metadata={"file": _file(number, draw)}, raw=True)
         return
     file, (svg, png) = _file(number, draw), (figures.save(drawn, kind) for kind in ("svg", "png"))
     alt = html.escape(drawn.get_label(), quote=True)
