@@ -182,6 +182,21 @@ def test_csv_gives_the_numbers_back(home):
     assert float(lines[1].split(",")[3]) == pytest.approx(table["ours"][0], abs=1e-8) and "\r" not in text
 
 
+def test_latex_has_the_words_of_links_and_no_sign_that_it_does_not_know(home):
+    frame = pd.DataFrame([{"study": "[as_run](as_run/index.html)", "found": "`paper`: k=3→5, 7 × as “fast”",
+                           "ours": -1.5, "half": 0.25}])  # fmt: skip
+    made_of = (columns.words("study", "study"), columns.words("found", "found"), columns.OURS)
+    text = show.to_latex(frame, made_of)
+    assert r"as\_run & \texttt{paper}: k=3$\to$5, 7 $\times$ as ``fast'' & $-$1.50 $\pm$ 0.25 \\" in text
+    assert text.startswith("\\begin{tabular}{llr}\n\\toprule\nstudy & found & ours (\\%)")
+    assert "{p{4cm}lr}" in show.to_latex(
+        frame.assign(study="a text of many words, which one line has no room for"), made_of
+    )
+    runs = runs_of(made.study(seeds=range(2)))
+    for make, *what in ((tables.kernel,), (tables.steps, "kernel"), (tables.compute,)):
+        assert show.to_latex(make(runs, *what), make.columns).isascii()
+
+
 def test_text_is_escaped(home):
     frame = pd.DataFrame([{"fact": "cpu", "value": '<script>"&', "runs": 1}])
     assert "<td>&lt;script&gt;&quot;&amp;</td>" in show.html_table(frame, tables.provenance.columns)

@@ -14,6 +14,9 @@ from IPython.display import display
 from lib.report import captions, figures
 from lib.report.columns import Column
 
+CODE, LINK = re.compile(r"`([^`]+)`"), re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
+SIGNS = {"−": "$-$", "–": "--", "±": "$\\pm$", "×": "$\\times$", "→": "$\\to$", "“": "``", "”": "''"}  # in LaTeX
+
 
 def say(*sentences: str) -> None:
     """Displays sentences as one paragraph; text between backticks is set as code."""
@@ -101,9 +104,18 @@ def html_table(frame: pd.DataFrame, columns: tuple[Column, ...]) -> str:
 
 
 def to_latex(frame: pd.DataFrame, columns: tuple[Column, ...]) -> str:
-    """The same table for a paper, with the lines of booktabs; \\usepackage{booktabs} in the preamble."""
-    plain = as_text(frame, columns).map(lambda text: text.replace("−", "-").replace("–", "--"))
-    return plain.to_latex(index=False, escape=True)
+    """The same table for a paper, with the lines of booktabs; \\usepackage{booktabs} in the preamble.
+
+    Numbers are right-aligned, long texts broken; links are their words, and signs are commands that every LaTeX knows.
+    """
+    shown = as_text(frame, columns).map(lambda text: LINK.sub(r"\1", text))
+    numbers = {column.heading for column in columns if column.kind == "number"}
+    widest = shown.map(len).max()
+    kinds = ["r" if name in numbers else "p{4cm}" if widest[name] > 40 else "l" for name in shown]
+    text = CODE.sub(r"\\texttt{\1}", shown.to_latex(index=False, escape=True, column_format="".join(kinds)))
+    for sign, command in SIGNS.items():
+        text = text.replace(sign, command)
+    return text
 
 
 def as_text(frame: pd.DataFrame, columns: tuple[Column, ...]) -> pd.DataFrame:
@@ -141,5 +153,5 @@ def _file(number: str, make) -> str:
 
 def _prose(text: str) -> str:
     """Escaped text with `code` and [links](to); a number stays on one line with its percent sign."""
-    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", re.sub(r"(?<=\d) %", "\u00a0%", html.escape(text)))
-    return re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", r'<a href="\2">\1</a>', text)
+    text = CODE.sub(r"<code>\1</code>", re.sub(r"(?<=\d) %", "\u00a0%", html.escape(text)))
+    return LINK.sub(r'<a href="\2">\1</a>', text)
