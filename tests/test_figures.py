@@ -6,7 +6,7 @@ import pytest
 
 import made
 from lib import records
-from lib.report import figures, tables
+from lib.report import cost, figures, tables
 
 OF_RUNS = (figures.learning_rates, figures.baseline, figures.kernel, figures.patch)
 
@@ -118,6 +118,12 @@ def test_curves_have_the_papers_values_where_the_budget_is_the_papers(home):
     assert theirs == [[[10, 81.97], [20, 86.87], [30, 88.74]], [[10, 85.12], [20, 88.97], [30, 86.54]]]
     assert not any("paper" in line.get_label() for line in cut.lines)
     assert "% on test images" in whole.figure.get_label()
+
+
+def test_networks_without_a_kernel_have_curves_and_a_cost_as_well(home):
+    runs = loaded(made.study(settings=["patch-4", "cnn", "vit"]))
+    assert [axes.get_title() for axes in figures.curves(runs).axes][:3] == ["k=9, p=4", "cnn", "vit"]
+    assert list(cost.points(runs)["setting"]) == ["k=9, p=4", "cnn", "vit"]
 
 
 def test_where_nothing_is_watched_the_curve_of_the_training_images_stays(home):

@@ -204,8 +204,10 @@ def curves(runs: pd.DataFrame) -> Figure | None:
 def _papers_budget(runs: pd.DataFrame, names) -> bool:
     """Whether these runs train the paper's network for the paper's epochs on (nearly) all images."""
     params = runs.loc[runs["run"].isin(names), "params"].iloc[0]
+    if params["arch"] != "convmixer":  # others have no dim or depth
+        return False
     budget = (params["dim"], params["depth"], params["epochs"], params["train_size"])
-    return params["arch"] == "convmixer" and budget == (*published.NETWORK, published.EPOCHS, 0)
+    return budget == (*published.NETWORK, published.EPOCHS, 0)
 
 
 @styled
