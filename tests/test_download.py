@@ -284,6 +284,15 @@ def test_a_damaged_copy_is_named_and_fetched_again(tmp_path, monkeypatch, capsys
     assert f"{copy}: " in capsys.readouterr().err
 
 
+def test_what_is_kept_is_read_without_fetching_anything(tmp_path, monkeypatch, small):
+    monkeypatch.setattr(download, "SOURCES", {})
+    assert download.kept(str(tmp_path)) is None and not list(tmp_path.iterdir())
+    np.savez(tmp_path / COPY, **small)
+    assert same(download.kept(str(tmp_path)), small)
+    (tmp_path / COPY).write_bytes((tmp_path / COPY).read_bytes()[:-999])
+    assert download.kept(str(tmp_path)) is None
+
+
 def test_wrong_images_from_a_source_are_never_kept(tmp_path, monkeypatch, small):
     wrong = {**small, "test_labels": small["test_labels"][::-1].copy()}
     only(monkeypatch, wrong=lambda folder: wrong)

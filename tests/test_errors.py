@@ -47,6 +47,8 @@ def test_classes_confusion_and_agreement_are_of_all_settings_but_the_sweep(home)
     assert list(table["class"]) == list(records.CLASSES)
     assert table["mean"].mean() == pytest.approx(runs[runs["lr"] == runs["lr"][0]]["test_acc"].mean(), abs=2)
     assert (table["best_accuracy"] >= table["mean"]).all() and (table["mean"] >= table["worst_accuracy"]).all()
+    (best,) = errors.best_and_its_mistake(runs)
+    assert re.match(r"Of 6 settings `kernel-9` has the best accuracy: \d+\.\d+ ± \d+\.\d+ % \(n=2\)\. Most", best)
     # A made-up network takes a class for the next one.
     said = errors.confusion(runs, "patch-4").get_label()
     true, taken = re.search(r"most often (\w+) is taken for (\w+)", said).groups()
@@ -66,4 +68,41 @@ def test_with_one_seed_a_setting_the_agreement_is_that_between_settings_and_noth
 def test_without_runs_there_is_nothing(home):
     runs = records.load(made.study())
     assert errors.by_class(runs).empty and errors.calibration(runs).empty
+    assert errors.best_and_its_mistake(runs) == []
     assert errors.confusion(runs) is errors.agreement(runs) is errors.reliability(runs) is None
+
+
+def test_mistakes_are_those_with_the_highest_probability():
+    """Four images: right at 99 %; a cat taken for a dog at 90 %; a ship for a truck at 95 %; right at 80 %."""
+    labels = np.array([0, 3, 8, 9])
+    chances = np.zeros((4, 10))
+    chances[range(4), [0, 5, 9, 9]] = [0.99, 0.90, 0.95, 0.80]
+    chances[:, 1] += 1 - chances.sum(1)
+    images = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8)
+    drawn = errors.mistakes_of(images, labels, chances)
+    assert drawn.get_label().endswith("probability: a ship for a truck (95.0 %); a cat for a dog (90.0 %).")
+    shown = [axes.images[0].get_array() for axes in drawn.axes if axes.images]
+    assert [(image == value).all() for image, value in zip(shown, (2, 1), strict=True)] == [True, True]
+    assert len([axes for axes in errors.mistakes_of(images, labels, chances, count=1).axes if axes.images]) == 1
+    assert errors.mistakes_of(images[:1], labels[:1], chances[:1]) is None
+
+
+def test_mistakes_need_the_images_that_the_logits_are_of(home):
+    study = made.study(seeds=range(2))
+    made.fill(study)
+    runs = records.load(study)
+    cifar = {"test_images": np.zeros((10_000, 32, 32, 3), np.uint8), "test_labels": made.LABELS}
+    assert len(errors.mistakes(runs, cifar).axes) == 12
+    assert errors.mistakes(runs, None) is None
+    assert errors.mistakes(runs, cifar | {"test_labels": made.LABELS[::-1]}) is None
+    assert errors.mistakes(records.load(made.study("none")), cifar) is None
+
+
+def test_one_network_has_a_confusion_of_its_own():
+    labels = np.repeat(np.arange(10), 10)
+    chances = np.eye(10)[labels]
+    chances[30:34] = np.eye(10)[5]  # four of ten cats
+    assert (
+        "Confusion of mine (n=1): most often cat is taken for dog (40 %)."
+        in errors.confusion_of([(chances, labels)], "mine").get_label()
+    )

@@ -1,10 +1,12 @@
 """Each figure is drawn from data, says what it shows, and is the same to the byte when drawn again."""
 
+import re
+
 import pytest
 
 import made
 from lib import records
-from lib.report import figures, tables
+from lib.report import cost, figures, tables
 
 OF_RUNS = (figures.learning_rates, figures.baseline, figures.kernel, figures.patch)
 
@@ -90,3 +92,44 @@ def test_speed_lies_inside_its_logarithmic_axis_with_plain_numbers():
     axes.figure.canvas.draw()
     shown = [float(text.get_text()) for text in axes.get_yticklabels()]
     assert len([value for value in shown if low <= value <= high]) >= 3
+
+
+def test_each_configuration_has_its_curves_and_the_sweep_has_not(home):
+    runs = loaded(made.study(seeds=range(2)))
+    drawn = figures.curves(runs)
+    titles = [axes.get_title() for axes in drawn.axes if axes.get_title()]
+    assert titles == ["k=3, p=1", "k=5, p=1", "k=7, p=1", "k=9, p=1", "k=9, p=2", "k=9, p=4"]
+    last = [record["history"][-1]["val_acc"] for record in runs[runs["kernel"] == 3]["record"]]
+    assert re.search(
+        rf"k=3, p=1: \d+\.\d % on training images and {sum(last) / 2:.1f} % on validation", drawn.get_label()
+    )
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["training images", "validation images"]
+    assert figures.curves(records.load(made.study("none"))) is None
+
+
+def test_curves_have_the_papers_values_where_the_budget_is_the_papers(home):
+    settings = ["kernel-9", "patch-1", "cut-30"]
+    runs = loaded(made.study(settings=settings, dim=256, depth=8, epochs=30, val_size=0, select="best_test"), leak=True)
+    for record in runs["record"]:
+        for epoch in record["history"]:
+            epoch["val_acc"] = None
+    whole, cut = figures.curves(runs).axes
+    theirs = [line.get_xydata().tolist() for line in whole.lines if "paper" in line.get_label()]
+    assert theirs == [[[10, 81.97], [20, 86.87], [30, 88.74]], [[10, 85.12], [20, 88.97], [30, 86.54]]]
+    assert not any("paper" in line.get_label() for line in cut.lines)
+    assert "% on test images" in whole.figure.get_label()
+
+
+def test_networks_without_a_kernel_have_curves_and_a_cost_as_well(home):
+    runs = loaded(made.study(settings=["patch-4", "cnn", "vit"]))
+    assert [axes.get_title() for axes in figures.curves(runs).axes][:3] == ["k=9, p=4", "cnn", "vit"]
+    assert list(cost.points(runs)["setting"]) == ["k=9, p=4", "cnn", "vit"]
+
+
+def test_where_nothing_is_watched_the_curve_of_the_training_images_stays(home):
+    runs = loaded(made.study(settings=["patch-4"], val_size=0, select="last"))
+    for record in runs["record"]:
+        record["history"] = [{**epoch, "val_acc": None} for epoch in record["history"]]
+    drawn = figures.curves(runs)
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["training images"]
+    assert re.search(r"k=9, p=4: \d\d\.\d % on training images\.$", drawn.get_label())

@@ -61,3 +61,13 @@ def test_nothing_is_drawn_of_nothing(home):
     found = learned.networks(records.load(made.study()), "kernel")
     assert found == {} and learned.kernels(found) is None and learned.receptive_fields(found) is None
     assert learned.reach(found).empty and learned.outline(found) == []
+
+
+def test_one_run_is_drawn_by_itself(home):
+    study = made.study(settings=["kernel-5"])
+    made.fill(study)
+    record = records.load(study)["record"][0]
+    found = learned.one(record, records.read_arrays(record))
+    assert list(found) == ["ConvMixer-64/4, k=5, p=1"] and list(learned.reach(found)["network"]) == list(found)
+    for draw in (learned.kernels, learned.patch_embeddings, learned.receptive_fields):
+        assert "ConvMixer-64/4, k=5, p=1" in draw(found).get_label()

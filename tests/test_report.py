@@ -69,7 +69,7 @@ def built(copy) -> subprocess.CompletedProcess:
 
 
 def build(copy: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    environment = {**os.environ, "PYTHONPATH": str(copy), "CONVMIXER_DATA": "no data"}
     command = [sys.executable, "-m", "lib.report", *arguments]
     return subprocess.run(command, cwd=cwd or copy, env=environment, capture_output=True, text=True, timeout=200)
 
@@ -97,11 +97,11 @@ def test_a_report_with_every_table_and_figure(copy, built):
     assert len(text) < 1_500_000 and page.all("html") == [{"lang": "en"}]
     assert "viewport" in [meta.get("name") for meta in page.all("meta")]
     assert "<title>ConvMixer on CIFAR-10: part</title>" in text
-    assert len(page.all("img")) == 12 and all(len(image["alt"]) > 40 for image in page.all("img"))
+    assert len(page.all("img")) == 14 and all(len(image["alt"]) > 40 for image in page.all("img"))
     for number in (*(f"Table {n}" for n in ("I", "II", "III", "IV", "V")), *(f"Fig. {n}" for n in range(1, 6))):
         assert f"<b>{number}.</b>" in text
     links = {link["href"] for link in page.all("a") if link["href"].startswith(("figures/", "tables/"))}
-    assert links == set(saved) - {"index.html"} and len([link for link in links if link.startswith("figures/")]) == 24
+    assert links == set(saved) - {"index.html"} and len([link for link in links if link.startswith("figures/")]) == 28
 
 
 def test_gaps_are_marked_and_text_is_escaped(copy, built):
@@ -109,6 +109,22 @@ def test_gaps_are_marked_and_text_is_escaped(copy, built):
     assert "16 of 18 runs" in text and "1 of 2 seeds (1 failed)" in text and "1 of 2 seeds (1 missing)" in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more." in text and "&lt;b&gt;out of memory&lt;/b&gt;" in text
     assert "Made-Up Processor &lt;1&gt;" in text
+
+
+def test_every_caption_says_what_runs_it_is_of(copy, built):
+    """Those without are about a study's file, all studies' claims and the levels of the gap, which say it each."""
+    text = (copy / "reports" / "part" / "index.html").read_text(encoding="utf-8")
+    captions = dict(re.findall(r"<figcaption><b>([^<]+)\.</b>(.*?)</figcaption>", text, re.DOTALL))
+    without = {name for name, caption in captions.items() if not re.search(r" epochs of 45,000 images, n=\d", caption)}
+    assert without == {"Claims", "Parameters", "Levels of the gap"}
+    assert ", 12 epochs of" in captions["Table II"] and ", 10 epochs of" in captions["Fig. 2"]
+    timed = {name for name, caption in captions.items() if "Made-Up Processor" in caption}
+    assert timed == {"Accuracy against cost", "Table V", "Settings", "Runs"}
+
+
+def test_without_the_images_the_mistakes_say_what_is_missing(copy, built):
+    text = (copy / "reports" / "part" / "index.html").read_text(encoding="utf-8")
+    assert "Mistakes cannot be drawn yet. It needs a finished run and the images of CIFAR-10" in text
 
 
 def test_the_same_records_give_the_same_bytes_and_stale_files_go(copy, built):
@@ -125,6 +141,10 @@ def test_without_runs_the_page_names_the_command(copy):
     text = (copy / "reports" / "none" / "index.html").read_text(encoding="utf-8")
     assert_offline(Page(text))
     assert "<code>make runs STUDY=none</code>" in text and "Fig. 3 cannot be drawn yet" in text
+    assert "code: fig-3-baseline</summary>" in text
+    # Tables of the paper's stay, with its figures and what is missing; what would show nothing at all goes.
+    shown = re.findall(r"<figcaption><b>([^<]+)\.</b>", text)
+    assert "Table II" in shown and not {"Kernel steps", "Selection", "Settings", "Classes"} & set(shown)
 
 
 def test_a_failing_notebook_is_one_line_and_keeps_the_old_page(copy):

@@ -1,6 +1,5 @@
 """Tables and sentences against records whose numbers are known."""
 
-import copy
 import json
 import re
 
@@ -10,7 +9,6 @@ import pytest
 
 import made
 from lib import records
-from lib import study as studies
 from lib.report import cells, columns, figures, published, sentences, show, tables
 
 EVERY = (
@@ -184,6 +182,21 @@ def test_csv_gives_the_numbers_back(home):
     assert float(lines[1].split(",")[3]) == pytest.approx(table["ours"][0], abs=1e-8) and "\r" not in text
 
 
+def test_latex_has_the_words_of_links_and_no_sign_that_it_does_not_know(home):
+    frame = pd.DataFrame([{"study": "[as_run](as_run/index.html)", "found": "`paper`: k=3→5, 7 × as “fast”",
+                           "ours": -1.5, "half": 0.25}])  # fmt: skip
+    made_of = (columns.words("study", "study"), columns.words("found", "found"), columns.OURS)
+    text = show.to_latex(frame, made_of)
+    assert r"as\_run & \texttt{paper}: k=3$\to$5, 7 $\times$ as ``fast'' & $-$1.50 $\pm$ 0.25 \\" in text
+    assert text.startswith("\\begin{tabular}{llr}\n\\toprule\nstudy & found & ours (\\%)")
+    assert "{p{4cm}lr}" in show.to_latex(
+        frame.assign(study="a text of many words, which one line has no room for"), made_of
+    )
+    runs = runs_of(made.study(seeds=range(2)))
+    for make, *what in ((tables.kernel,), (tables.steps, "kernel"), (tables.compute,)):
+        assert show.to_latex(make(runs, *what), make.columns).isascii()
+
+
 def test_text_is_escaped(home):
     frame = pd.DataFrame([{"fact": "cpu", "value": '<script>"&', "runs": 1}])
     assert "<td>&lt;script&gt;&quot;&amp;</td>" in show.html_table(frame, tables.provenance.columns)
@@ -257,35 +270,10 @@ def test_speed_compares_the_fastest_of_each_and_leaves_out_what_did_not_run():
     assert tables.speed(None).empty
 
 
-def test_a_difference_between_networks_is_stated_only_where_their_turns_are_apart():
-    bench = made.bench(default=3, channels_last=9, ours=36)
-    (nine,) = bench["networks"]
-    three = copy.deepcopy(nine) | {"name": "256/8 k=3 p=1", "kernel": 3}
-    bench["networks"].append(three)
-    for network, ours in ((nine, [34, 36, 38]), (three, [35, 37, 39])):
-        for name, variant in network["variants"].items():
-            variant["turns"] = ours if name.startswith("ours") else [variant["images_per_second"]]
-    three["variants"]["channels_last"] |= {"images_per_second": 12.0, "turns": [12.0]}
-    (said,) = [line for line in sentences.speed(bench) if "k=9 against k=3" in line]
-    assert "0.75 times with PyTorch tuned, no difference beyond the spread of the turns with the native" in said
-
-
 def test_speed_in_words_names_the_machine_and_says_what_measures_it():
     assert sentences.speed(None) == ["`make bench` measures that on this machine."]
-    study = studies.load("paper")
-    assert sentences.duration(study, made.bench(default=3)) == []
-    bench = {"networks": [
-        {"dim": 256, "depth": 8, "kernel": run.params.kernel, "patch": run.params.patch,
-         "variants": {"ours, float32": {"images_per_second": 50.0, "evaluation_images_per_second": 100.0}}}
-        for run in study.runs
-    ]}  # fmt: skip
-    hours = sum(run.params.epochs for run in study.runs) * (45_000 / 50 + 5_000 / 100) / 3600
-    assert sentences.duration(study, bench) == [
-        f"At these speeds the {len(study.runs)} runs of `paper` take {hours:.0f} hours there."
-    ]
-    sentence, data = sentences.speed(made.bench(default=3, channels_last=9, ours=36))
-    assert data == "Of an epoch of 256/8 k=9 p=4, augmentation, mixing and loading take 3.1 %."
+    (said,) = sentences.speed(made.bench(default=3, channels_last=9, ours=36))
+    assert said.startswith("On a processor, 2 threads, whole training steps of 1 network ran 12.0 times as fast")
     bench = made.bench(default=3, channels_last=9, ours=36)
-    bench["epochs"][0]["data_share"] = -0.02
-    assert sentences.speed(bench)[-1].endswith(" the epoch came out 2.0 % faster than its steps alone.")
-    assert sentence.startswith("On a processor, 2 threads, whole training steps of 1 network ran 12.0 times as fast")
+    bench["networks"][0] |= {"float32_over_default": 6.0, "float32_over_tuned": 2.0}
+    assert sentences.speed(bench)[1] == "Some of that is bfloat16; with float32 on both sides it is 6.0 and 2.0."

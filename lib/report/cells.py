@@ -1,5 +1,6 @@
 """The runs behind one cell of a table: which they are, what became of them, and that they may be averaged at all."""
 
+import json
 import re
 
 import numpy as np
@@ -17,7 +18,7 @@ class MixedRuns(UserError):
 
 def of_setting(runs: pd.DataFrame, setting: str) -> pd.DataFrame:
     """The runs that show a setting, one a seed; MixedRuns if anything but the seed differs between them."""
-    rows = runs[[setting in names for names in runs["settings"]]]
+    rows = showing(runs, {setting})
     done = rows[rows["status"] == "done"]
     for part, what in ((rows, _parameters), (done, _sources)):
         for row in part.iloc[1:].itertuples():
@@ -46,16 +47,50 @@ def ablation(runs: pd.DataFrame, what: str) -> list[str]:
     return sorted(names, key=lambda name: (size(name), name))
 
 
-def ablation_runs(runs: pd.DataFrame, what: str) -> pd.DataFrame:
-    """The runs that an ablation shows, each once."""
-    names = set(ablation(runs, what))
-    return runs[[bool(names & set(settings)) for settings in runs["settings"]]]
+def ablation_runs(runs: pd.DataFrame, *whats: str) -> pd.DataFrame:
+    """The runs that some ablations show (kernel, patch, lr), each once."""
+    return showing(runs, {name for what in whats for name in ablation(runs, what)})
+
+
+def other_runs(runs: pd.DataFrame, *whats: str) -> pd.DataFrame:
+    """The runs that none of these ablations shows."""
+    return runs.drop(ablation_runs(runs, *whats).index)
+
+
+def showing(runs: pd.DataFrame, settings: set[str]) -> pd.DataFrame:
+    """The runs that show any of these settings."""
+    return runs.loc[[bool(settings & set(names)) for names in runs["settings"]]]
 
 
 def baseline_setting(runs: pd.DataFrame) -> str:
     """The setting whose run is the baseline k=9, p=1: two ablations share it, this study may have only one."""
     present = {name for names in runs.loc[(runs["kernel"] == 9) & (runs["patch"] == 1), "settings"] for name in names}
     return next((name for name in ("baseline", "kernel-9", "patch-1") if name in present), "kernel-9")
+
+
+def configurations(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The runs of each different configuration, finished or not, by what a figure calls it: k=9, p=1 is one of them,
+    however many settings show it. The learning-rate sweep is left out: it has a figure and a length of its own.
+    """
+    groups: dict[str, list] = {}
+    for index, row in runs[~is_sweep(runs)].iterrows():
+        groups.setdefault(json.dumps(_parameters(row), sort_keys=True), []).append(index)
+    found: dict[str, pd.DataFrame] = {}
+    for group in groups.values():
+        first = runs.loc[group[0]]
+        label = _label(first)
+        found[label if label not in found else first.settings[0]] = runs.loc[group]
+    return found
+
+
+def is_sweep(runs: pd.DataFrame) -> pd.Series:
+    """Which runs are of the learning-rate sweep alone."""
+    return runs["settings"].map(lambda names: all(name.startswith("lr-") for name in names)).astype(bool)
+
+
+def _label(row) -> str:
+    """k=9, p=1 in the paper's ablations; other settings by their name, since they change something else as well."""
+    return f"k={row.kernel:.0f}, p={row.patch:.0f}" if row.settings[0].split("-")[0] in PUBLISHED else row.settings[0]
 
 
 def by_seed(runs: pd.DataFrame, setting: str) -> dict[int, float]:

@@ -81,6 +81,12 @@ def verdict(name: str, heading: str) -> Column:
     return Column(name, heading, lambda row: row[name], "verdict")
 
 
+def timed(make):
+    """Marks a function whose table or figure shows times or speeds: its caption names the machine."""
+    make.timed = True
+    return make
+
+
 def shows(*columns: Column):
     """Gives a function that makes a table the columns that the page shows of it."""
 

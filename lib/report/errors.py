@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from lib import records
 from lib.records import CLASSES
+from lib.report import cells, stats
 from lib.report.columns import SETTING, N, number, shows, words
 from lib.report.figures import BLUE, GREY, WIDTH, described, styled
 
@@ -21,15 +22,48 @@ def outputs(runs: pd.DataFrame) -> dict[str, list[tuple[np.ndarray, np.ndarray]]
     The learning-rate sweep is left out: most of its rates are no good.
     """
     found: dict[str, list] = {}
-    for row in runs[runs["status"] == "done"].itertuples():
-        if row.settings[0].startswith("lr-"):
-            continue
+    for row in runs[(runs["status"] == "done") & ~cells.is_sweep(runs)].itertuples():
         try:
             arrays = records.read_arrays(row.record)
         except records.RecordError:  # the table of all runs says so
             continue
         found.setdefault(row.settings[0], []).append((softmax(arrays["logits"]), arrays["labels"]))
     return found
+
+
+def best(found: dict[str, list]) -> str:
+    """The setting of `outputs` that is right most often, by its mean over seeds."""
+    accuracy = {name: np.mean([(p.argmax(1) == labels).mean() for p, labels in seeds]) for name, seeds in found.items()}
+    return max(accuracy, key=accuracy.get)
+
+
+def best_and_its_mistake(runs: pd.DataFrame) -> list[str]:
+    """Which setting is right most often, and what it most often takes for what."""
+    found = outputs(runs)
+    if not found:
+        return []
+    name = best(found)
+    accuracy = stats.mean([100 * (chances.argmax(1) == labels).mean() for chances, labels in found[name]])
+    true, taken, share = _most_frequent(taken_for(found[name]))
+    half = f" ± {accuracy.half:.2f}" if accuracy.n > 1 else ""
+    lead = f"Of {len(found)} settings `{name}` has the best accuracy: " if len(found) > 1 else f"`{name}` reaches "
+    mistake = f"it takes {_a(true)} for {_a(taken)}: {share:.0f} % of that class"
+    return [f"{lead}{accuracy.mean:.2f}{half} % (n={accuracy.n}). Most often {mistake}."]
+
+
+def taken_for(seeds: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """What true classes (rows) are taken for (columns), in per cent of the row, over networks: (10, 10)."""
+    counts = np.zeros((10, 10))
+    for chances, labels in seeds:
+        np.add.at(counts, (labels, chances.argmax(1)), 1)
+    return 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+
+
+def _most_frequent(shares: np.ndarray) -> tuple[str, str, float]:
+    """The most frequent mistake in `taken_for`: the class, what it is taken for, and how often (% of the class)."""
+    off = shares * (1 - np.eye(len(shares)))
+    true, taken = np.unravel_index(off.argmax(), off.shape)
+    return CLASSES[true], CLASSES[taken], float(off.max())
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -40,11 +74,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 @shows(
-    words("class", "class", "short"), number("mean", "all settings (%)"), words("best", "best setting"),
-    number("best_accuracy", "best (%)"), words("worst", "worst setting"), number("worst_accuracy", "worst (%)"),
+    words("class", "class", "short"), number("mean", "all settings (%)"),
+    words("best", "best setting", "short", optional=True), number("best_accuracy", "best (%)", optional=True),
+    words("worst", "worst setting", "short", optional=True), number("worst_accuracy", "worst (%)", optional=True),
 )  # fmt: skip
 def by_class(runs: pd.DataFrame) -> pd.DataFrame:
-    """Test accuracy of each class: over all settings, and in the settings that know it best and worst (seed means)."""
+    """Test accuracy of each class, means over seeds: of all settings and, of several, the best and the worst at it."""
     accuracy: dict[str, dict[str, float]] = {}
     for setting, seeds in outputs(runs).items():
         for number_, name in enumerate(CLASSES):
@@ -52,11 +87,12 @@ def by_class(runs: pd.DataFrame) -> pd.DataFrame:
             accuracy.setdefault(name, {})[setting] = float(np.mean(shares))
     rows = []
     for name, values in accuracy.items():
-        best, worst = max(values, key=values.get), min(values, key=values.get)
-        rows.append({
-            "class": name, "mean": float(np.mean(list(values.values()))), "best": best, "best_accuracy": values[best],
-            "worst": worst, "worst_accuracy": values[worst],
-        })  # fmt: skip
+        row = {"class": name, "mean": float(np.mean(list(values.values())))}
+        for which, choose in (("best", max), ("worst", min)):
+            setting = choose(values, key=values.get)
+            several = len(values) > 1
+            row |= {which: setting if several else "", f"{which}_accuracy": values[setting] if several else np.nan}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -92,12 +128,17 @@ def confusion(runs: pd.DataFrame, setting: str | None = None) -> Figure | None:
     found = outputs(runs)
     if not found:
         return None
-    accuracy = {name: np.mean([(p.argmax(1) == labels).mean() for p, labels in seeds]) for name, seeds in found.items()}
-    setting = setting or max(accuracy, key=accuracy.get)
-    counts = np.zeros((10, 10))
-    for chances, labels in found[setting]:
-        np.add.at(counts, (labels, chances.argmax(1)), 1)
-    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    setting = setting or best(found)
+    return confusion_of(found[setting], setting)
+
+
+@styled
+def confusion_of(seeds: list[tuple[np.ndarray, np.ndarray]], name: str) -> Figure:
+    """What true classes (rows) are taken for (columns), in per cent of the row, by the networks called `name`.
+
+    Each is given by its probabilities (N, 10) and labels (N,); one is enough.
+    """
+    shares = taken_for(seeds)
     figure = Figure((WIDTH, 4.6), layout="constrained")
     axes = figure.subplots()
     look = {"annot": True, "fmt": ".0f", "annot_kws": {"fontsize": 8}, "cmap": "Blues", "cbar": False, "square": True}
@@ -105,10 +146,53 @@ def confusion(runs: pd.DataFrame, setting: str | None = None) -> Figure | None:
     axes.set(xlabel="taken for", ylabel="true class", xticklabels=CLASSES, yticklabels=CLASSES)
     axes.tick_params(axis="x", rotation=60, labelsize=9)
     axes.tick_params(axis="y", rotation=0, labelsize=9)
-    off = shares - np.diag(np.diag(shares))
-    true, said = np.unravel_index(off.argmax(), off.shape)
-    most = f"most often {CLASSES[true]} is taken for {CLASSES[said]} ({off.max():.0f} %)"
-    return described(figure, f"Confusion of {setting} (n={len(found[setting])}): {most}.")
+    true, taken, share = _most_frequent(shares)
+    most = f"most often {true} is taken for {taken} ({share:.0f} %)"
+    return described(figure, f"Confusion of {name} (n={len(seeds)}): {most}.")
+
+
+@styled
+def mistakes(runs: pd.DataFrame, cifar: dict[str, np.ndarray] | None) -> Figure | None:
+    """The test images that the best setting gets wrong with the highest probability, the mean over its seeds.
+
+    cifar: test_images (10000, 32, 32, 3), uint8, and test_labels, as lib.data has them; None where they are not here.
+    """
+    found = outputs(runs)
+    if not found or cifar is None:
+        return None
+    seeds = found[best(found)]
+    if any(not np.array_equal(labels, cifar["test_labels"]) for _, labels in seeds):
+        return None  # logits of other images than these
+    chances = np.mean([p for p, _ in seeds], axis=0)
+    return mistakes_of(cifar["test_images"], cifar["test_labels"], chances)
+
+
+@styled
+def mistakes_of(images: np.ndarray, labels: np.ndarray, chances: np.ndarray, count: int = 12) -> Figure | None:
+    """The `count` images (N, 32, 32, 3) that are wrong with the highest probability, with what each is and is taken
+    for; labels (N,), chances (N, 10). None where nothing is wrong.
+    """
+    said = chances.argmax(1)
+    wrong = np.flatnonzero(said != labels)
+    worst = wrong[np.argsort(-chances[wrong].max(1), kind="stable")][:count]
+    if not len(worst):
+        return None
+    rows = -(-len(worst) // 4)
+    figure = Figure((WIDTH, 1.62 * rows), layout="constrained")
+    grid = figure.subplots(rows, 4, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    told = []
+    for axes, i in zip(grid.flat, worst, strict=False):
+        true, taken, chance = CLASSES[labels[i]], CLASSES[said[i]], f"{100 * chances[i].max():.1f} %"
+        axes.imshow(images[i], interpolation="nearest")
+        axes.set_title(f"{true}\n→ {taken}\n{chance}", fontsize=9)
+        told.append(f"{_a(true)} for {_a(taken)} ({chance})")
+    return described(figure, f"Mistakes with the highest probability: {'; '.join(told)}.")
+
+
+def _a(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
 @styled

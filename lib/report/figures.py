@@ -39,9 +39,9 @@ def styled(draw):
     """Runs a drawing function under STYLE, whatever the reader's own matplotlib settings are."""
 
     @functools.wraps(draw)
-    def wrapped(*args):
+    def wrapped(*args, **options):
         with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}):
-            return draw(*args)
+            return draw(*args, **options)
 
     return wrapped
 
@@ -74,7 +74,7 @@ def workflow(study: Study, runs: pd.DataFrame) -> Figure:
         ("Runs", ["papermill, notebooks/train.ipynb, lib/", asked]),
         ("Records", [f"{shown}/runs/<run>/{records.RESULT}", f"{done} of {len(runs)} runs are finished"]),
         ("Summary", ["notebooks/summary.ipynb", "lib/report/: tables, statistics, figures, sentences"]),
-        ("Report", [f"{shown}/index.html", "figures/ (PNG, SVG) and tables/ (CSV) beside it"]),
+        ("Report", [f"{shown}/index.html", "figures/ (PNG, SVG) and tables/ (CSV, TEX) beside it"]),
     ]  # fmt: skip
     figure = Figure((WIDTH, 0.86 * len(stages)))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 10), ylim=(-len(stages), 0))
@@ -119,7 +119,7 @@ def learning_rates(runs: pd.DataFrame) -> Figure | None:
     images = " and ".join(table["images"].unique())
     axes.set(xlabel="epoch", ylabel="accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _say_floor(axes)
+    say_floor(axes)
     figure.legend(loc="outside upper center", ncols=1, title="learning rate")
     return described(figure, f"{images.capitalize()} accuracy by epoch for each learning rate: {'; '.join(told)}.")
 
@@ -149,13 +149,65 @@ def baseline(runs: pd.DataFrame) -> Figure | None:
     loss.set(ylabel="loss", ylim=(0, None))
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
     accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _say_floor(accuracy)
+    say_floor(accuracy)
     figure.legend(loc="outside upper center", ncols=1)
     ends = curves[curves["epoch"] == curves["epoch"].max()].mean(numeric_only=True)
     told = [f"{name} {ends[key]:.1f} %" for name, key in (("training", "train_acc"), ("validation", "val_acc"))
             if pd.notna(ends.get(key))]  # fmt: skip
     text = f"Loss and accuracy by epoch over {curves['epoch'].max()} epochs and {curves['run'].nunique()} seed(s)"
     return described(figure, f"{text}; accuracy after the last: {', '.join(told)}.")
+
+
+@styled
+def curves(runs: pd.DataFrame) -> Figure | None:
+    """Accuracy by epoch, a panel for each configuration: on training images and on those that were watched while
+    training (validation, or test where a study watches that; or none), and what the paper's notebooks print of the
+    same budget.
+    """
+    history = tables.history(runs)
+    groups = {label: history[history["run"].isin(rows["run"])] for label, rows in cells.configurations(runs).items()}
+    groups = {label: mine for label, mine in groups.items() if len(mine)}
+    if not groups:
+        return None
+    columns = min(2, len(groups))
+    rows = -(-len(groups) // columns)
+    figure = Figure((WIDTH, max(3.4, 1.7 * rows + 0.9)), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    told = []
+    for axes, (label, mine) in zip(panels.flat, groups.items(), strict=False):
+        names = {"train_acc": "training images", "watched": "test images"}
+        if mine["val_acc"].notna().any():
+            names["watched"] = "validation images"
+        for (column, name), look in zip(names.items(), (PAPER, OURS), strict=True):
+            _curve(axes, mine, column, name, **look | {"marker": ""})
+        for setting in sorted(set().union(*mine["settings"])) if _papers_budget(runs, mine["run"]) else ():
+            if (points := published.curve(setting))[0]:
+                look = {"color": GREEN, "mfc": "white", "linestyle": "", "markersize": 5, "marker": "D"}
+                axes.plot(*points, label="the paper's notebooks, test images", **look)
+        axes.set_title(label, fontsize=9)
+        axes.set(xlabel="", ylabel="")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ends = mine[mine["epoch"] == mine["epoch"].max()].mean(numeric_only=True)
+        found = [f"{ends[column]:.1f} % on {name}" for column, name in names.items() if pd.notna(ends[column])]
+        told.append(f"{label}: {' and '.join(found)}")
+    for axes in panels.flat[len(groups) :]:
+        axes.set_axis_off()
+    figure.supxlabel("epoch", fontsize=10)
+    figure.supylabel(f"accuracy (%), axis starts at {panels[0, 0].get_ylim()[0]:.0f} %", fontsize=10)
+    shown = {}
+    for axes in panels.flat:
+        shown |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=2, columnspacing=1.2)
+    return described(figure, f"Accuracy by epoch, at the end: {'; '.join(told)}.")
+
+
+def _papers_budget(runs: pd.DataFrame, names) -> bool:
+    """Whether these runs train the paper's network for the paper's epochs on (nearly) all images."""
+    params = runs.loc[runs["run"].isin(names), "params"].iloc[0]
+    if params["arch"] != "convmixer":  # others have no dim or depth
+        return False
+    budget = (params["dim"], params["depth"], params["epochs"], params["train_size"])
+    return budget == (*published.NETWORK, published.EPOCHS, 0)
 
 
 @styled
@@ -241,7 +293,7 @@ def _ablation(runs: pd.DataFrame, table: pd.DataFrame, what: str) -> Figure:
     """Above, accuracies as they are; below, each series as its change from one level, since they differ in height."""
     figure, (above, below) = _new(5.6, rows=2, sharex=True)
     names = _levels_and_changes(above, below, runs, table, what)
-    _say_floor(above)
+    say_floor(above)
     figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2)
     ours = [f"{n} {row.ours:.2f} % (n={row.n})" if row.n else f"{n} {row.status}"
             for n, row in zip(names, table.itertuples(), strict=True)]  # fmt: skip
@@ -297,7 +349,7 @@ def _new(height: float, rows: int = 1, **how) -> tuple[Figure, list]:
     return figure, list(axes[:, 0])
 
 
-def _say_floor(axes) -> None:
+def say_floor(axes) -> None:
     """Says where a vertical axis starts when that is not zero."""
     low = axes.get_ylim()[0]
     if abs(low) > 1e-9:

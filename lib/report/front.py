@@ -5,9 +5,10 @@ import pandas as pd
 from lib import study as studies
 from lib.report import cells, stats
 from lib.report.claims import Evidence
-from lib.report.columns import Column, number, shows, words
+from lib.report.columns import Column, number, shows, timed, words
 
 
+@timed
 @shows(
     words("study", "study", "short"), words("purpose", "what it is"), words("network", "network", "short"),
     number("epochs", "epochs", "{}"), Column("runs", "runs", lambda row: f"{row['done']} of {row['runs']}"),

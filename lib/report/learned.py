@@ -17,7 +17,7 @@ from lib.report import cells
 from lib.report.columns import number, shows, words
 from lib.report.figures import WIDTH, described, styled
 
-TILES = 64  # filters of a patch embedding that are shown, the largest first
+TILES, COLUMNS = 64, 16  # filters of a patch embedding that are shown, the largest first; how many in a row
 CHANNELS = 9  # depthwise kernels of a block that are shown, the largest first
 
 
@@ -37,19 +37,26 @@ def networks(runs: pd.DataFrame, what: str) -> dict[str, dict]:
     return found
 
 
+def one(record: dict, arrays: dict[str, np.ndarray]) -> dict[str, dict]:
+    """One run for the drawing functions: its record and its arrays, as records.read_arrays gives them."""
+    return {records.network_name(record): {**arrays, "record": record}}
+
+
 @styled
 def patch_embeddings(found: dict[str, dict]) -> Figure | None:
     """The filters that turn patches into channels, as coloured tiles: a row of tiles for each network."""
     found = {label: arrays for label, arrays in found.items() if "patch_embedding" in arrays}
     if not found:
         return None
-    figure = Figure((WIDTH, 1.5 * len(found) + 0.1), layout="constrained")
-    for axes, (label, arrays) in zip(figure.subplots(len(found), 1, squeeze=False)[:, 0], found.items(), strict=True):
+    rows = [math.ceil(min(TILES, len(arrays["patch_embedding"])) / COLUMNS) for arrays in found.values()]
+    figure = Figure((WIDTH, sum(0.31 * n + 0.28 for n in rows)), layout="constrained")
+    panels = figure.subplots(len(found), 1, squeeze=False, height_ratios=rows)[:, 0]
+    for axes, (label, arrays) in zip(panels, found.items(), strict=True):
         filters = arrays["patch_embedding"].astype(np.float32)  # (h, 3, p, p)
         order = np.argsort(-np.square(filters).sum((1, 2, 3)), kind="stable")[:TILES]
         size = np.abs(filters[order]).max((1, 2, 3), keepdims=True)
         tiles = 0.5 + 0.5 * filters[order] / np.maximum(size, 1e-12)  # grey: a weight of zero
-        axes.imshow(mosaic(tiles.transpose(0, 2, 3, 1), columns=16), interpolation="nearest")
+        axes.imshow(mosaic(tiles.transpose(0, 2, 3, 1), COLUMNS), interpolation="nearest")
         axes.set_title(f"{label}: the {len(order)} largest of {len(filters)} filters", loc="left", fontsize=9)
         axes.set_axis_off()
     return described(figure, f"Filters of the patch embedding as colours, for {', '.join(found)}.")
@@ -81,7 +88,7 @@ def receptive_fields(found: dict[str, dict]) -> Figure | None:
     """Effective receptive fields as maps over the image, with the square that the kernels could reach at most."""
     if not found:
         return None
-    columns = min(4, len(found))
+    columns = min(4, max(2, len(found)))  # one alone need not be as wide as the page
     rows = math.ceil(len(found) / columns)
     figure = Figure((WIDTH, 1.62 * rows * 4 / columns), layout="constrained")
     for axes in figure.subplots(rows, columns, squeeze=False).flat:

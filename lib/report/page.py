@@ -4,7 +4,7 @@
 
 reports/<study>/index.html        the page: one file, no network
                 summary.ipynb     the executed notebook (not in git)
-                figures/*.png, *.svg and tables/*.csv
+                figures/*.png, *.svg and tables/*.csv, *.tex
 
 The same records give the same bytes, so git shows a change only where a number changed.
 """

@@ -11,7 +11,7 @@ import pandas as pd
 
 from lib import records
 from lib.params import SHAPE, TRAIN_IMAGES, Params
-from lib.report import cells, published, stats, tables
+from lib.report import captions, cells, published, stats, tables
 from lib.report.columns import signed
 from lib.study import ROOT, Study, base_params
 
@@ -44,7 +44,7 @@ def origin(study: Study, runs: pd.DataFrame) -> tuple[str, dict[str, str]]:
         days = sorted({record["finished"][:10] for record in done})
         facts["runs"] = f"{len(done)} of {len(runs)}, finished {' to '.join(dict.fromkeys((days[0], days[-1])))}"
         facts["commit"] = ", ".join(sorted({f"`{str(r['environment'].get('commit'))[:12]}`" for r in done}))
-        facts["machine"] = " and ".join(sorted({_machine(record["environment"]) for record in done}))
+        facts["machine"] = " and ".join(captions.machines(done))
     if (records.REPORTS / "play.html").exists():
         facts["try it"] = f"[a network in your browser]({os.path.relpath(records.REPORTS / 'play.html', here)})"
     facts["source"] = (
@@ -329,7 +329,7 @@ def compute(runs: pd.DataFrame) -> list[str]:
     done = runs[runs["status"] == "done"]
     if done.empty:
         return []
-    machines = sorted({_machine(record["environment"]) for record in done["record"]})
+    machines = captions.machines(done["record"])
     hours = done["seconds"].sum() / 3600
     said = [f"{_count(len(done), 'run')} took {_hours(hours)} in all, on {' and '.join(machines)}."]
     speed = tables.compute_by_setting(runs).dropna(subset=["images_per_second"]).set_index("setting")
@@ -348,7 +348,7 @@ def compute(runs: pd.DataFrame) -> list[str]:
 
 
 def speed(bench: dict | None) -> list[str]:
-    """How much faster than PyTorch the native layers are on the machine of `make bench`, and what k and p cost."""
+    """How much faster than PyTorch the native layers are on the machine of `make bench`."""
     table = tables.speed(bench) if bench else pd.DataFrame()
     table = table[table["over_default"].notna() & table["over_tuned"].notna()] if len(table) else table
     if table.empty:
@@ -366,45 +366,7 @@ def speed(bench: dict | None) -> list[str]:
             f"Some of that is bfloat16; with float32 on both sides it is {_factors(alike['float32_over_default'])} and "
             f"{_factors(alike['float32_over_tuned'])}."
         )
-    whole = table[table["network"].str.startswith("256/8")].set_index(["kernel", "patch"])
-    for size, (one, other) in {"k": ((3, 1), (9, 1)), "p": ((9, 1), (9, 4))}.items():
-        if one in whole.index and other in whole.index:
-            low, high = (pair["kp".index(size)] for pair in (one, other))
-            ways = {"default": "PyTorch's defaults", "tuned": "PyTorch tuned", "native": "the native layers"}
-            ratios = [f"{_ratio(whole.loc[other], whole.loc[one], which)} with {way}" for which, way in ways.items()]
-            said.append(f"Images a second of {size}={high} against {size}={low} at 256/8: {', '.join(ratios)}.")
-    for line in bench["epochs"]:
-        # A difference of two measurements: where there is next to nothing it may come out below nothing.
-        share = 100 * line["data_share"]
-        found = (
-            f"take {share:.1f} %."
-            if share > 0
-            else f"are lost in the noise: the epoch came out {-share:.1f} % faster than its steps alone."
-        )
-        said.append(f"Of an epoch of {line['name']}, augmentation, mixing and loading {found}")
     return said
-
-
-def _ratio(one: pd.Series, other: pd.Series, which: str) -> str:
-    """How many times as fast; where the middle halves of the turns overlap, only that they do."""
-    if one[f"{which}_low"] <= other[f"{which}_high"] and other[f"{which}_low"] <= one[f"{which}_high"]:
-        return "no difference beyond the spread of the turns"
-    return _times(one[f"{which}_images"] / other[f"{which}_images"])
-
-
-def duration(study: Study, bench: dict) -> list[str]:
-    """How long a study takes on the machine of `make bench`, where that has measured each of its networks."""
-    measured = {tuple(network[name] for name in SHAPE): network["variants"] for network in bench["networks"]}
-    seconds = 0.0
-    for run in study.runs:
-        p = run.params
-        found = measured.get(tuple(getattr(p, name) for name in SHAPE), {}).get(f"ours, {p.dtype}", {})
-        if "images_per_second" not in found:
-            return []
-        images = p.train_size or TRAIN_IMAGES - p.val_size
-        seconds += p.epochs * images / found["images_per_second"]
-        seconds += p.epochs * p.val_size / found["evaluation_images_per_second"]
-    return [f"At these speeds the {len(study.runs)} runs of `{study.name}` take {seconds / 3600:.0f} hours there."]
 
 
 def _factors(ratios: pd.Series) -> str:
@@ -498,8 +460,3 @@ def _doubt(n: int, gap: float) -> str:
     """A warning where two networks of one seed are no further apart than two seeds of one network often are."""
     often = 2 * 2**0.5 * max(published.SEED_NOISE.values())
     return " With one seed, another could reverse that." if n == 1 and gap < often else ""
-
-
-def _machine(environment: dict) -> str:
-    name = environment.get("gpu") or environment.get("cpu") or "an unnamed processor"
-    return name if environment.get("gpu") else f"{name} ({environment.get('threads', '?')} threads)"

@@ -11,8 +11,11 @@ import re
 import pandas as pd
 from IPython.display import display
 
-from lib.report import figures
+from lib.report import captions, figures
 from lib.report.columns import Column
+
+CODE, LINK = re.compile(r"`([^`]+)`"), re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
+SIGNS = {"−": "$-$", "–": "--", "±": "$\\pm$", "×": "$\\times$", "→": "$\\to$", "“": "``", "”": "''"}  # in LaTeX
 
 
 def say(*sentences: str) -> None:
@@ -36,12 +39,15 @@ def listing(sentences) -> None:
 
 
 def table(number: str, make, *data, caption: str) -> None:
-    """Displays the table that `make(*data)` computes; `number` is the paper's, such as "Table II", or a word."""
+    """Displays the table that `make(*data)` computes; `number` is the paper's, such as "Table II", or a word.
+
+    One that has nothing to say is left out: without rows, or without a finished run where the paper has no such table.
+    """
     frame = make(*data)
-    if frame.empty:
+    if frame.empty or ("n" in frame and not frame["n"].any() and not number.startswith("Table ")):
         return
     file = _file(number, make)
-    heading = _caption(number, caption, make, [f"tables/{file}.{kind}" for kind in ("csv", "tex")])
+    heading = _caption(number, caption, make, data, [f"tables/{file}.{kind}" for kind in ("csv", "tex")])
     label = html.escape(f"{number} {caption}".strip(), quote=True)
     markup = (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">{html_table(frame, make.columns)}</div>'
@@ -60,12 +66,12 @@ def figure(number: str, draw, *data, caption: str, absent: str = "") -> None:
     drawn = draw(*data)
     if drawn is None:
         markup = f'<p class="note">{_prose(f"{number} cannot be drawn yet. {absent}".strip())}</p>'
-        display({"text/html": markup, "text/plain": absent}, raw=True)
+        display({"text/html": markup, "text/plain": absent}, metadata={"file": _file(number, draw)}, raw=True)
         return
     file, (svg, png) = _file(number, draw), (figures.save(drawn, kind) for kind in ("svg", "png"))
     alt = html.escape(drawn.get_label(), quote=True)
     image = f'<img src="data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" alt="{alt}">'
-    below = _caption(number, caption, draw, [f"figures/{file}.{kind}" for kind in ("png", "svg")])
+    below = _caption(number, caption, draw, data, [f"figures/{file}.{kind}" for kind in ("png", "svg")])
     bundle = {
         "text/html": f'<figure id="{file}">{image}{below}</figure>',
         "text/plain": drawn.get_label(),
@@ -98,9 +104,18 @@ def html_table(frame: pd.DataFrame, columns: tuple[Column, ...]) -> str:
 
 
 def to_latex(frame: pd.DataFrame, columns: tuple[Column, ...]) -> str:
-    """The same table for a paper, with the lines of booktabs; \\usepackage{booktabs} in the preamble."""
-    plain = as_text(frame, columns).map(lambda text: text.replace("−", "-").replace("–", "--"))
-    return plain.to_latex(index=False, escape=True)
+    """The same table for a paper, with the lines of booktabs; \\usepackage{booktabs} in the preamble.
+
+    Numbers are right-aligned, long texts broken; links are their words, and signs are commands that every LaTeX knows.
+    """
+    shown = as_text(frame, columns).map(lambda text: LINK.sub(r"\1", text))
+    numbers = {column.heading for column in columns if column.kind == "number"}
+    widest = shown.map(len).max()
+    kinds = ["r" if name in numbers else "p{4cm}" if widest[name] > 40 else "l" for name in shown]
+    text = CODE.sub(r"\\texttt{\1}", shown.to_latex(index=False, escape=True, column_format="".join(kinds)))
+    for sign, command in SIGNS.items():
+        text = text.replace(sign, command)
+    return text
 
 
 def as_text(frame: pd.DataFrame, columns: tuple[Column, ...]) -> pd.DataFrame:
@@ -120,7 +135,8 @@ def _kind(column: Column) -> str:
     return "" if column.kind == "words" else f' class="{column.kind}"'
 
 
-def _caption(number: str, text: str, made_by, files: list[str]) -> str:
+def _caption(number: str, text: str, made_by, data: tuple, files: list[str]) -> str:
+    text = f"{text} {captions.basis(made_by, *data)}".rstrip()
     drawn_by = f"{made_by.__module__.rpartition('.')[2]}.{made_by.__name__}"
     links = " ".join(f'<a href="{path}">{path.rpartition(".")[2].upper()}</a>' for path in files)
     return (
@@ -137,5 +153,5 @@ def _file(number: str, make) -> str:
 
 def _prose(text: str) -> str:
     """Escaped text with `code` and [links](to); a number stays on one line with its percent sign."""
-    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", re.sub(r"(?<=\d) %", "\u00a0%", html.escape(text)))
-    return re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", r'<a href="\2">\1</a>', text)
+    text = CODE.sub(r"<code>\1</code>", re.sub(r"(?<=\d) %", "\u00a0%", html.escape(text)))
+    return LINK.sub(r'<a href="\2">\1</a>', text)

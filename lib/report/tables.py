@@ -24,6 +24,7 @@ from lib.report.columns import (
     mega,
     number,
     shows,
+    timed,
     words,
 )  # fmt: skip
 from lib.study import Study
@@ -221,6 +222,7 @@ def selection(runs: pd.DataFrame) -> pd.DataFrame:
 # Compute, runs and where they come from
 
 
+@timed
 @shows(
     words("part", "part", "short"), N, words("train_batch", "train batch"), words("test_batch", "test batch"),
     number("epochs", "epochs", "{}"), number("hours", "hours"), number("minutes_per_epoch", "min/epoch"),
@@ -256,6 +258,7 @@ def _values(done: pd.DataFrame, name: str) -> str:
     return ", ".join(map(str, sorted({record["params"].get(name, "?") for record in done["record"]})))
 
 
+@timed
 @shows(
     SETTING, KERNEL, PATCH, N, number("epochs", "epochs", "{}"), number("minutes", "minutes a run", "{:.1f}"),
     number("seconds_per_epoch", "s/epoch", "{:.1f}"), number("images_per_second", "images/s", "{:,.0f}"),
@@ -311,6 +314,7 @@ def speed(bench: dict | None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@timed
 @shows(
     words("run", "run", "short"), words("settings", "settings"), number("seed", "seed", "{}"),
     words("status", "status"), number("epochs", "epochs", "{}"),
