@@ -40,7 +40,7 @@ STD = {"pixels": (0.24703223, 0.24348513, 0.26158784), "images": (0.2023, 0.1994
 
 RESULT, ARRAYS, PROGRESS, FAILURE = "result.json", "arrays.npz", "progress.json", "failure.json"
 PART = ".part"  # the end of a temporary file's name
-BENCH, BENCH_SCHEMA = "bench/bench.json", 3
+BENCH, BENCH_SCHEMA = "bench", 3  # the folder, a file a processor
 NOTEBOOK, WEIGHTS, CHECKPOINT = "train.ipynb", "weights.safetensors", "checkpoint.pt"
 
 # What a record must hold for the tables and figures; anything else in it is for the reader.
@@ -311,13 +311,25 @@ def refuse_other(record: dict, params: Params, path: Path) -> None:
         )
 
 
-def read_bench() -> dict | None:
-    """What `make bench` measured (see bench.py), or None where it was not run or cannot be read."""
-    with contextlib.suppress(RecordError):
-        values = read_json(REPORTS / BENCH)
-        if values.get("schema") == BENCH_SCHEMA:
-            return values
-    return None
+def machine_name(record: dict) -> str:
+    """What people call the machine of a run's record or of a bench: its GPU, or its processor and the threads used."""
+    environment = record["environment"]
+    if environment.get("gpu"):
+        return environment["gpu"]
+    threads = f"{environment.get('threads', record.get('threads', '?'))} threads"
+    return (
+        f"{environment.get('cpu') or 'A processor'} ({', '.join(filter(None, [environment.get('vectors'), threads]))})"
+    )
+
+
+def benches() -> list[dict]:
+    """What `make bench` measured (see bench.py) on each processor, the newest first; none that cannot be read."""
+    found = []
+    for path in (REPORTS / BENCH).glob("*.json"):
+        with contextlib.suppress(RecordError):
+            found.append(read_json(path))
+    found = [bench for bench in found if bench.get("schema") == BENCH_SCHEMA]
+    return sorted(found, key=lambda bench: str(bench.get("made")), reverse=True)
 
 
 def now() -> str:

@@ -73,6 +73,11 @@ def test_record_of_a_whole_bench(record, tmp_path):
     assert "ours over tuned" in bench.table(record)
 
 
+def test_the_file_of_a_bench_is_named_after_the_processor():
+    environment = {"cpu": "Intel(R) Xeon(R) @ 2.10GHz", "vectors": "AVX-512 with bfloat16"}
+    assert bench.file_name({"environment": environment}) == "intel-r-xeon-r-2-10ghz-avx-512-with-bfloat16.json"
+
+
 def test_unknown_network_is_named(capsys):
     with pytest.raises(SystemExit):
         bench.main(["--only", "256/8 k=9"])

@@ -144,3 +144,22 @@ def test_the_environment_says_where_a_result_comes_from():
     environment = machine.environment()
     assert environment["torch"].startswith("2.") and environment["cpu"] and environment["cores"] >= 1
     assert set(environment) >= {"python", "torchvision", "timm", "commit", "dirty", "system"}
+
+
+def test_the_bench_of_each_processor_is_read_the_newest_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "REPORTS", tmp_path)
+    assert records.benches() == []
+    old = {"schema": records.BENCH_SCHEMA, "made": "2026-01-01T00:00:00+00:00"}
+    new = old | {"made": "2026-02-01T00:00:00+00:00"}
+    for name, values in (("a", old), ("b", new), ("c", old | {"schema": 0})):
+        (tmp_path / "bench").mkdir(exist_ok=True)
+        records.write_json(tmp_path / "bench" / f"{name}.json", values)
+    (tmp_path / "bench" / "d.json").write_text("{")
+    assert records.benches() == [new, old]
+
+
+def test_a_machine_is_named_by_its_gpu_or_its_processor():
+    environment = {"cpu": "A Processor", "vectors": "AVX2", "threads": 2}
+    assert records.machine_name({"environment": environment}) == "A Processor (AVX2, 2 threads)"
+    assert records.machine_name({"environment": {"cpu": "A Processor"}, "threads": 4}) == "A Processor (4 threads)"
+    assert records.machine_name({"environment": environment | {"gpu": "A GPU"}}) == "A GPU"

@@ -273,7 +273,7 @@ def test_speed_compares_the_fastest_of_each_and_leaves_out_what_did_not_run():
 def test_speed_in_words_names_the_machine_and_says_what_measures_it():
     assert sentences.speed(None) == ["`make bench` measures that on this machine."]
     (said,) = sentences.speed(made.bench(default=3, channels_last=9, ours=36))
-    assert said.startswith("On a processor, 2 threads, whole training steps of 1 network ran 12.0 times as fast")
+    assert said.startswith("On a processor (AVX2, 2 threads) whole training steps of 1 network ran 12.0 times as fast")
     bench = made.bench(default=3, channels_last=9, ours=36)
     bench["networks"][0] |= {"float32_over_default": 6.0, "float32_over_tuned": 2.0}
     assert sentences.speed(bench)[1] == "Some of that is bfloat16; with float32 on both sides it is 6.0 and 2.0."

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from lib import records
 from lib import study as studies
 from lib.params import TRAIN_IMAGES, Params
 from lib.report.claims import Evidence
@@ -24,7 +25,7 @@ def basis(make, *data) -> str:
             done = item[item["status"] == "done"]
             return _sentence(list(done["record"]), _seeds(done), timed)
         if isinstance(item, dict) and "networks" in item:
-            return f"Measured on {machine({**item['environment'], 'threads': item['threads']})}."
+            return f"Measured on {records.machine_name(item)}."
         if isinstance(item, dict):
             found = [arrays["record"] for arrays in item.values() if "record" in arrays]
             seeds = sorted({record["params"]["seed"] for record in found})
@@ -32,14 +33,14 @@ def basis(make, *data) -> str:
     return ""
 
 
-def _sentence(records: list[dict], seeds: str, timed: bool) -> str:
-    if not records:
+def _sentence(done: list[dict], seeds: str, timed: bool) -> str:
+    if not done:
         return "No run of ours is finished."
-    params = [Params.of(**record["params"]) for record in records]
+    params = [Params.of(**record["params"]) for record in done]
     networks = _either(p.network.partition(",")[0] for p in params)
     images = _either(p.train_size or TRAIN_IMAGES - p.val_size for p in params)
     epochs = _either(p.epochs for p in params)
-    where = f", on {' and '.join(machines(records))}" if timed else ""
+    where = f", on {' and '.join(machines(done))}" if timed else ""
     return f"{networks}, {epochs} epoch{'' if epochs == '1' else 's'} of {images} images, {seeds}{where}."
 
 
@@ -54,15 +55,9 @@ def _seeds(done: pd.DataFrame) -> str:
     return f"n={low if low == high else f'{low} to {high}'} seed{'' if high == 1 else 's'}{many}"
 
 
-def machines(records) -> list[str]:
+def machines(found) -> list[str]:
     """The different machines that made some records, by name."""
-    return sorted({machine(record["environment"]) for record in records})
-
-
-def machine(environment: dict) -> str:
-    """What people call the machine of a record: its GPU, or its processor and the threads that were used."""
-    name = environment.get("gpu") or environment.get("cpu") or "an unnamed processor"
-    return name if environment.get("gpu") else f"{name} ({environment.get('threads', '?')} threads)"
+    return sorted({records.machine_name(record) for record in found})
 
 
 def _either(values) -> str:

@@ -71,7 +71,6 @@ def recipe(record: dict, p: Params) -> list[tuple[str, str]]:
     overrides = {name: value for name, value in p.computed().items() if value != getattr(Params(), name)}
     held, environment = records.val_acc(record), record["environment"]
     arithmetic = environment.get("dtype") or p.dtype
-    where = environment.get("gpu") or f"{environment.get('cpu') or 'a processor'}, {environment.get('threads')} threads"
     made = f"commit `{str(environment.get('commit'))[:12]}`, PyTorch {environment.get('torch')}"
     return [
         ("images", f"{p.train_size or TRAIN_IMAGES - p.val_size:,} of CIFAR-10's {TRAIN_IMAGES:,} training images; "
@@ -81,7 +80,7 @@ def recipe(record: dict, p: Params) -> list[tuple[str, str]]:
         ("other than the paper's", ", ".join(f"`{n}: {v}`" for n, v in overrides.items() if n != "seed") or "nothing"),
         ("weights of", f"epoch {record['selected_epoch']} of {len(record['history'])}, chosen by {SELECTED[p.select]}"
                        + (f"; {held:.2f} % in validation" if held >= 0 else "")),
-        ("made with", f"{records.span(record['seconds'])} on {where}; {made}"),
+        ("made with", f"{records.span(record['seconds'])} on {records.machine_name(record)}; {made}"),
     ]  # fmt: skip
 
 

@@ -68,7 +68,8 @@ class Evidence:
 
     @functools.cached_property
     def bench(self) -> dict | None:
-        return records.read_bench()
+        """The newest."""
+        return next(iter(records.benches()), None)
 
 
 # ---- How a difference becomes a word ----
@@ -175,7 +176,7 @@ def cost_of_small_patches(evidence: Evidence) -> Verdict:
     return Verdict(
         word,
         f"p=1 against p=4: {macs:.0f} times the multiply-accumulates, {more / less:.1f} times the memory, "
-        f"{dear / cheap:.2f} times the images/s (PyTorch's defaults, {evidence.bench['environment']['cpu']}).",
+        f"{dear / cheap:.2f} times the images/s (PyTorch's defaults, {records.machine_name(evidence.bench)}).",
     )
 
 
@@ -190,7 +191,7 @@ def throughput_falls(evidence: Evidence) -> Verdict:
     return Verdict(
         word,
         f"k=9 trains {large / small:.2f} times the images/s of k=3 (PyTorch's defaults, "
-        f"{evidence.bench['environment']['cpu']}; the paper's GPU was not at hand).",
+        f"{records.machine_name(evidence.bench)}; the paper's GPU was not at hand).",
     )
 
 

@@ -31,10 +31,10 @@ def block() -> str:
         theirs = " / ".join(f"{figure:.2f}" for figure in published.all_printed(kernel, patch))
         original = published.original(kernel, patch).accuracy
         lines.append(f"| {' | '.join([f'k={kernel}, p={patch}', *ours, theirs, f'{original:.2f}'])} |")
-    study, bench = studies.load(main), records.read_bench()
+    study = studies.load(main)
     picture = f"![{both_ablations(runs[main]).get_label()}](reports/published/{main}/figures/both-ablations.png)"
     said = [f"`{main}`: {study.purpose}", *sentences.short(study, runs[main]), *claims.tally(claims.Evidence())]
-    said += sentences.speed(bench)[:1] if bench else []
+    said += [line for bench in records.benches() for line in sentences.speed(bench)[:1]]
     return "\n".join([picture, "", *lines, "", *(f"- {line}" for line in said)])
 
 

@@ -355,7 +355,7 @@ def speed(bench: dict | None) -> list[str]:
         return ["`make bench` measures that on this machine."] if bench is None else []
     tuned = ", ".join(f"`{name}`" for name in dict.fromkeys(table["tuned"]))
     said = [
-        f"On {bench['environment']['cpu']}, {bench['threads']} threads, whole training steps of "
+        f"On {records.machine_name(bench)} whole training steps of "
         f"{_count(len(table), 'network')} ran {_factors(table['over_default'])} times as fast as with PyTorch's "
         f"defaults, and {_factors(table['over_tuned'])} times as fast as with the fastest of PyTorch's own options "
         f"there ({tuned}).",

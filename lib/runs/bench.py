@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import re
 import signal
 import statistics
 import sys
@@ -381,11 +382,17 @@ def bench(networks: list[Network], variants: list[str], rounds: int, epoch_image
     }
 
 
+def file_name(record: dict) -> str:
+    """amd-epyc-avx2.json: the same for the same kind of processor."""
+    words = f"{record['environment']['cpu']} {record['environment']['vectors']}".lower()
+    return "-".join(re.findall(r"[a-z0-9]+", words)) + ".json"
+
+
 def table(record: dict) -> str:
     """The record as text: images a second in training, peak memory, ratios."""
     limit = record["limits"]
     out = [
-        f"{record['environment']['cpu']}, {record['threads']} threads; matrix products "
+        f"{records.machine_name(record)}; matrix products "
         f"{limit['float32_gflops']:.0f} (float32) and {limit['bfloat16_gflops']:.0f} GFLOP/s (bfloat16), "
         f"copy {limit['copy_gb_per_second']:.0f} GB/s; "
         f"load {record['load_average']['before']:.1f} before, {record['load_average']['after']:.1f} after",
@@ -424,8 +431,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--no-compile", action="store_true", help="without torch.compile, which takes a minute to start"
     )
     parser.add_argument("--rounds", type=int, help="turns of each variant (default 7, quick 3)")
-    parser.add_argument("--out", type=Path, help="default: reports/bench/bench.json; of a part of the table part.json, "
-                        "which the report does not show")  # fmt: skip
+    parser.add_argument("--out", type=Path, help="default: reports/bench/PROCESSOR.json; of a part of the table "
+                        "reports/bench-of-a-part.json, which the report does not show")  # fmt: skip
     options = parser.parse_args(arguments)
     lines = all_networks()
     small = [name for name, line in lines.items() if name.startswith("laptop") and line.patch == 4]
@@ -442,8 +449,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("stopped: nothing is recorded")
     except (EOFError, ConnectionError):
         sys.exit("a measuring process ended, perhaps for want of memory: nothing is recorded; --only does with less")
-    path = records.REPORTS / records.BENCH
-    out = options.out or (path if len(asked) == len(lines) else path.with_name("part.json"))
+    whole = len(asked) == len(lines)
+    out = options.out or records.REPORTS / (f"{records.BENCH}/{file_name(record)}" if whole else "bench-of-a-part.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     records.write_json(out, record)
     print(table(record))
