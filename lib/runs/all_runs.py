@@ -26,8 +26,8 @@ from pathlib import Path
 import yaml
 
 from lib import kernel, machine, records
-from lib.data.download import DataError, cifar10
-from lib.params import ParameterError
+from lib.data import datasets
+from lib.params import ParameterError, UserError
 from lib.records import span
 from lib.runs import cluster
 from lib.runs.lock import claim, holder
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.run and (queued := cluster.queue(study)):  # with --run it may be one of them
             print(f"{study.name}: {len(queued)} runs are in SLURM's queue, so nothing is trained here", file=sys.stderr)
             return 1
-    except (cluster.ClusterError, DataError) as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         if options.submit:
             return 1
@@ -133,8 +133,10 @@ def train_all(study: Study, jobs: int) -> int:
     print(f"{study.name}: {study.purpose}")
     if todo:
         try:
-            cifar10(study.base.data_dir)  # downloaded once, with visible progress; only training needs it
-        except DataError as error:
+            datasets.load(study.base)  # fetched or read once, with visible progress; only training needs it
+        except ParameterError:
+            raise
+        except UserError as error:
             print(error, file=sys.stderr)
             return 1
         print(announce(study, todo, jobs), flush=True)
