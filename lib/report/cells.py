@@ -39,6 +39,11 @@ def _sources(row) -> dict:
     return {**same, "dtype": row.record["environment"].get("dtype", row.params["dtype"])}
 
 
+def of_the_paper(runs: pd.DataFrame) -> bool:
+    """Whether runs are of CIFAR-10, the data of whatever the paper and the original have published."""
+    return all(params["dataset"] == "cifar10" for params in runs["params"])
+
+
 def ablation(runs: pd.DataFrame, what: str) -> list[str]:
     """The settings of an ablation (kernel, patch or lr): the paper's and those that this study adds, by size."""
     names = {f"{what}-{size}" for size in PUBLISHED.get(what, ())}

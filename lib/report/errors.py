@@ -8,15 +8,15 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from lib import records
-from lib.records import CLASSES
 from lib.report.columns import SETTING, N, number, shows, words
 from lib.report.figures import BLUE, GREY, WIDTH, described, styled
 
+SHOWN = 20  # classes that a table or a figure has room for
 BINS = 15  # of confidence, for the expected calibration error
 
 
 def outputs(runs: pd.DataFrame) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-    """Probabilities (10000, 10) and labels (10000,) of the finished seeds of each setting; a run counts once.
+    """Probabilities (N, classes) and labels (N,) of test images of each setting's finished seeds; a run counts once.
 
     The learning-rate sweep is left out: most of its rates are no good.
     """
@@ -32,6 +32,11 @@ def outputs(runs: pd.DataFrame) -> dict[str, list[tuple[np.ndarray, np.ndarray]]
     return found
 
 
+def names(runs: pd.DataFrame) -> tuple[str, ...]:
+    """The classes of the runs, by label; those of CIFAR-10 where none is finished."""
+    return records.classes(next(iter(runs["record"].dropna()), {}))
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities (N, classes) from logits of any float type."""
     values = logits.astype(np.float64)
@@ -44,10 +49,13 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     number("best_accuracy", "best (%)"), words("worst", "worst setting"), number("worst_accuracy", "worst (%)"),
 )  # fmt: skip
 def by_class(runs: pd.DataFrame) -> pd.DataFrame:
-    """Test accuracy of each class: over all settings, and in the settings that know it best and worst (seed means)."""
+    """Test accuracy of each class: over all settings, and in the settings that know it best and worst (seed means).
+
+    Of more than SHOWN classes the hardest half of SHOWN and the easiest, by the mean.
+    """
     accuracy: dict[str, dict[str, float]] = {}
     for setting, seeds in outputs(runs).items():
-        for number_, name in enumerate(CLASSES):
+        for number_, name in enumerate(names(runs)):
             shares = [100 * float((p.argmax(1) == labels)[labels == number_].mean()) for p, labels in seeds]
             accuracy.setdefault(name, {})[setting] = float(np.mean(shares))
     rows = []
@@ -57,6 +65,9 @@ def by_class(runs: pd.DataFrame) -> pd.DataFrame:
             "class": name, "mean": float(np.mean(list(values.values()))), "best": best, "best_accuracy": values[best],
             "worst": worst, "worst_accuracy": values[worst],
         })  # fmt: skip
+    if len(rows) > SHOWN:
+        rows.sort(key=lambda row: row["mean"])
+        rows = rows[: SHOWN // 2] + rows[-SHOWN // 2 :]
     return pd.DataFrame(rows)
 
 
@@ -88,26 +99,37 @@ def calibration_of(chances: np.ndarray, labels: np.ndarray) -> tuple[float, floa
 
 @styled
 def confusion(runs: pd.DataFrame, setting: str | None = None) -> Figure | None:
-    """What true classes (rows) are taken for (columns), in per cent of the row, over the seeds of the best setting."""
+    """What true classes (rows) are taken for (columns), in per cent of the row, over the seeds of the best setting.
+
+    Of more than SHOWN classes those that are in the most frequent mistakes, about half of SHOWN.
+    """
     found = outputs(runs)
     if not found:
         return None
     accuracy = {name: np.mean([(p.argmax(1) == labels).mean() for p, labels in seeds]) for name, seeds in found.items()}
     setting = setting or max(accuracy, key=accuracy.get)
-    counts = np.zeros((10, 10))
+    classes = np.array(names(runs))
+    counts = np.zeros((len(classes), len(classes)))
     for chances, labels in found[setting]:
         np.add.at(counts, (labels, chances.argmax(1)), 1)
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure = Figure((WIDTH, 4.6), layout="constrained")
-    axes = figure.subplots()
-    look = {"annot": True, "fmt": ".0f", "annot_kws": {"fontsize": 8}, "cmap": "Blues", "cbar": False, "square": True}
-    sns.heatmap(shares, ax=axes, vmin=0, vmax=100, **look)
-    axes.set(xlabel="taken for", ylabel="true class", xticklabels=CLASSES, yticklabels=CLASSES)
-    axes.tick_params(axis="x", rotation=60, labelsize=9)
-    axes.tick_params(axis="y", rotation=0, labelsize=9)
     off = shares - np.diag(np.diag(shares))
     true, said = np.unravel_index(off.argmax(), off.shape)
-    most = f"most often {CLASSES[true]} is taken for {CLASSES[said]} ({off.max():.0f} %)"
+    most = f"most often {classes[true]} is taken for {classes[said]} ({off.max():.0f} %)"
+    if len(classes) > SHOWN:
+        worst = np.argsort(-off, axis=None, kind="stable")[: SHOWN // 4]  # pairs
+        kept = sorted(set(np.concatenate(np.unravel_index(worst, off.shape))))
+        most += f"; shown are {len(kept)} of {len(classes)} classes"
+        classes, shares = classes[kept], shares[np.ix_(kept, kept)]
+    figure = Figure((WIDTH, 4.6), layout="constrained")
+    axes = figure.subplots()
+    small = 8 if len(classes) <= 12 else 6
+    look = {"annot": True, "fmt": ".0f", "annot_kws": {"fontsize": small}, "cmap": "Blues", "cbar": False}
+    short = [name if len(name) <= 20 else f"{name[:19]}…" for name in classes]
+    sns.heatmap(shares, ax=axes, vmin=0, vmax=100, square=True, **look)
+    axes.set(xlabel="taken for", ylabel="true class", xticklabels=short, yticklabels=short)
+    axes.tick_params(axis="x", rotation=60, labelsize=small + 1)
+    axes.tick_params(axis="y", rotation=0, labelsize=small + 1)
     return described(figure, f"Confusion of {setting} (n={len(found[setting])}): {most}.")
 
 
@@ -151,7 +173,8 @@ def reliability(runs: pd.DataFrame) -> Figure | None:
         chances, labels = (np.concatenate(parts) for parts in zip(*seeds, strict=True))
         confidence, right = chances.max(1), chances.argmax(1) == labels
         place = np.minimum((confidence * 10).astype(int), 9)
-        bins = [b for b in range(10) if (place == b).sum() >= 50]
+        least = max(1, min(50, len(labels) // 20))  # images; a point of fewer says nothing
+        bins = [b for b in range(10) if (place == b).sum() >= least]
         points = [(100 * confidence[place == b].mean(), 100 * right[place == b].mean()) for b in bins]
         axes.plot(*zip(*points, strict=True), color=BLUE, alpha=0.45, marker="o", markersize=3, linewidth=1)
     axes.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100))
