@@ -116,10 +116,10 @@ def progress(study: Study, runs: pd.DataFrame) -> list[str]:
 def budget(study: Study) -> list[str]:
     """The network, the training and the choice of the weights that the study's runs share."""
     p = study.base
-    images = f"{p.train_images:,}" if p.train_images else "all other"
+    images = f"{p.train_images:,} images" if p.train_images else "all training images that are not held out,"
     return [
         f"Apart from what a setting varies, a run trains ConvMixer-{p.dim}/{p.depth} for "
-        f"{_count(p.epochs, 'epoch')} on {images} images in batches of {p.batch_size}, with AdamW, a {p.schedule} "
+        f"{_count(p.epochs, 'epoch')} on {images} in batches of {p.batch_size}, with AdamW, a {p.schedule} "
         f"schedule with peak learning rate {p.lr:g} and weight decay {p.weight_decay:g}.",
         f"{p.val_size:,} training images are held out for validation." if p.val_size else "No image is held out.",
         CHOICE[p.select],
