@@ -20,11 +20,11 @@ COLUMNS = (
 @shows(*COLUMNS)
 def overview(evidence: Evidence) -> pd.DataFrame:
     """Every study that has a finished run: what it is, how far, both ends of its patch ablation and its cost."""
-    return _overview({name: evidence.runs(name) for name in studies.names()})
+    return _overview({name: evidence.runs(name) for name in studies.names()}).drop(columns="data", errors="ignore")
 
 
 @shows(words("data", "images", "short"), *COLUMNS)
-def other_data(evidence: Evidence) -> pd.DataFrame:
+def other_data() -> pd.DataFrame:
     """The same of studies of other images than CIFAR-10, which nothing else on the page is about."""
     found = {name: records.load(studies.load(name)) for name in studies.names()}
     return _overview({name: runs for name, runs in found.items() if not cells.of_the_paper(runs)})

@@ -33,10 +33,9 @@ ORIGIN = (
     "the original). Every number of ours is computed from the records of runs."
 )
 ELSEWHERE = (
-    "Kernel and patch size of ConvMixer (Trockman and Kolter's "
-    "[Patches Are All You Need?](https://arxiv.org/abs/2201.09792), here the original) on other images than those that "
-    "this project reproduces: {data}. Nothing that was published stands beside them. Every number is computed from the "
-    "records of runs."
+    "Kernel and patch size of ConvMixer ([Patches Are All You Need?](https://arxiv.org/abs/2201.09792) by Trockman and "
+    "Kolter, here the original), varied as in Li, Lu and Liu's reproduction (here the paper), on other images than "
+    "theirs: {data}. Nothing that they published stands beside it. Every number is computed from the records of runs."
 )
 
 
