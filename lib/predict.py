@@ -60,7 +60,7 @@ def described(record: dict) -> str:
     held_out = records.val_acc(record)
     return (
         f"{record['study']}/{record['run']}: {records.network_name(record)}\n"
-        f"right on {record['test_acc']:.2f} % of {Params.of(**record['params']).data}'s test images"
+        f"right on {record['test_acc']:.2f} % of the test images of {Params.of(**record['params']).data}"
         + (f", {held_out:.2f} % in validation" if held_out >= 0 else "")
     )
 

@@ -121,6 +121,15 @@ def test_what_is_wrong_with_a_folder_is_one_line_that_names_it(pets, of_pets, ch
     assert words in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+def test_a_folder_that_may_not_be_read_is_one_line(pets, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(pets), "iterdir", refuse)
+    with pytest.raises(DataError, match=f"{pets}: Permission denied"):
+        of_folder(pets)
+
+
 def test_classes_that_differ_between_the_parts_are_named(parts):
     (parts / "test" / "dog").rename(parts / "test" / "fox")
     with pytest.raises(DataError, match=r"parts: train has a class that test has not: dog$"):
@@ -235,7 +244,7 @@ def test_a_run_on_a_folder_and_what_its_record_says(reports, pets, of_pets):
     shutil.move(pets, pets.with_name("gone"))
     said = predict.predict(pets.with_name("gone") / "owl" / "01.png", str(folder))
     assert sorted(said.index) == sorted(CLASSES) and said.sum() == pytest.approx(100, abs=1e-3)
-    assert "% of pets's test images" in predict.described(record)
+    assert "% of the test images of pets" in predict.described(record)
     shutil.move(pets.with_name("gone"), pets)
     verify.images.cache_clear()
     assert verify.weights(folder)[0]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from lib.data import download
 from lib.data.download import DataError
@@ -165,7 +166,8 @@ def of_folder(folder: Path) -> Dataset:
     for part, files in parts.items():
         # In the order of their hashes: the first few are then pictures of all classes, as in CIFAR-10.
         found = sorted((hashed(path, folder), path, y) for y, name in enumerate(classes) for path in files[name])
-        arrays[f"{part}_images"] = np.stack([picture(path) for _, path, _ in found])
+        shown = tqdm(found, desc=f"{folder.name}, {part}", unit=" pictures", delay=3)
+        arrays[f"{part}_images"] = np.stack([picture(path) for _, path, _ in shown])
         arrays[f"{part}_labels"] = np.array([y for *_, y in found], kind)
         small += [path for _, path, _ in found if size(path) < IMAGE]
     if small:
@@ -177,6 +179,13 @@ def of_folder(folder: Path) -> Dataset:
 
 def listed(folder: Path) -> dict[str, dict[str, list[Path]]]:
     """The pictures of each class in the training and in the test part: {part: {class: paths}}. Raises DataError."""
+    try:
+        return _listed(folder)
+    except OSError as error:
+        raise DataError(f"{error.filename or folder}: {error.strerror or error}") from None
+
+
+def _listed(folder: Path) -> dict[str, dict[str, list[Path]]]:
     if not folder.is_dir():
         raise DataError(f"dataset={FOLDER}{folder}: no such folder")
     there = [name for name in PARTS if (folder / name).is_dir()]
