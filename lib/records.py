@@ -306,8 +306,9 @@ def _of_one_data_set(rows: list[dict]) -> list[dict]:
     for row in done:
         if (digest := row["record"]["data_digest"]) != last:
             nothing = {"record": None, **dict.fromkeys((*NUMBERS, "val_acc"), np.nan)}
-            reason = f"{row['run']}: trained on other images ({digest}) than the run that was finished last ({last}); "
-            reason += "move its folder away to train it anew"
+            path = study_folder(row["record"]["study"]) / "runs" / row["run"]
+            reason = f"{shown(path)}: trained on other images ({digest}) than the run that was finished last ({last}); "
+            reason += "move the folder away to train it anew"
             row |= {"status": "refused", "reason": reason, **nothing}
     return rows
 

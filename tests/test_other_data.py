@@ -135,7 +135,10 @@ def test_runs_of_other_pictures_are_not_beside_each_other(home):
     made.write(study, study.runs[1], last)
     first, second = records.load(study).itertuples()
     assert (first.status, second.status) == ("refused", "done") and first.record is None and np.isnan(first.test_acc)
-    assert first.reason.startswith("k3-p1-seed0: trained on other images (sha256:000") and "\n" not in first.reason
+    assert (
+        first.reason.startswith("reports/made/runs/k3-p1-seed0: trained on other images (sha256:000")
+        and "\n" not in first.reason
+    )
 
 
 def test_a_network_of_other_data_is_not_offered_in_the_browser_and_its_card_is_its_own(other):

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -173,6 +174,18 @@ def test_without_data_nothing_is_trained_and_what_is_finished_needs_none(monkeyp
     made.fill(study)
     assert all_runs.main([study.name]) == 0
     assert "made: 2 of 2 runs are finished" in capsys.readouterr().out
+
+
+def test_on_a_folder_that_has_changed_nothing_is_trained(monkeypatch, tmp_path, capsys):
+    made.place(monkeypatch, tmp_path)
+    study = made.study(settings=["kernel-3", "kernel-9"], dataset="folder:pets")
+    made.fill(study, skip={study.runs[1].name})
+    monkeypatch.setattr(all_runs, "announce", lambda *_: pytest.fail("it would be trained"))
+    monkeypatch.setattr(all_runs.datasets, "load", lambda p: SimpleNamespace(digest="of now"))
+    assert all_runs.main([study.name]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("folder:pets: holds other images than k3-p1-seed0 was trained on (sha256:000")
+    assert said.count("\n") == 1 and "-> of now): bring them back, or move reports/made/runs away" in said
 
 
 def test_a_run_that_another_process_finishes_at_this_moment_has_not_failed(monkeypatch, tmp_path, capsys):
