@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from lib import study as studies
-from lib.params import ADDED, UNUSED, Params, UserError, run_name
+from lib.params import UNUSED, Params, UserError, run_name
 from lib.study import ROOT, Study, shown
 
 # $CONVMIXER_REPORTS, from the repository's root where it is relative: another disk, or reports/published.
@@ -235,16 +235,16 @@ def classes(record: dict) -> tuple[str, ...]:
 def normal(record: dict) -> Normal:
     """What a run's images are normalised by; older records are CIFAR-10's, as above."""
     given = record.get("normalisation")
-    return Normal(tuple(given["mean"]), tuple(given["std"])) if given else Normal(MEAN, STD[_std(record)])
+    return (
+        Normal(tuple(given["mean"]), tuple(given["std"]))
+        if given
+        else Normal(MEAN, STD[Params.of(**record["params"]).std])
+    )
 
 
 def test_images(record: dict) -> int:
     """How many images a run was tested on; older records are CIFAR-10's, as above."""
     return record.get("test_images", TEST_IMAGES)
-
-
-def _std(record: dict) -> str:
-    return record["params"].get("std", ADDED["std"])
 
 
 def network_name(record: dict) -> str:

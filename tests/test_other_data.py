@@ -85,6 +85,7 @@ def test_classes_come_from_the_record_and_many_are_few_on_the_page(other):
     assert list(table["mean"]) == sorted(table["mean"]) or len(names) <= errors.SHOWN
     ticks = [text.get_text() for text in confusion.axes[0].get_xticklabels()]
     assert 2 < len(ticks) <= errors.SHOWN and set(ticks) <= set(names)
+    assert bool(errors.left_out(runs)) == (len(names) == 100)
     assert ("of 100 classes" in confusion.get_label()) == (len(names) == 100)
     predicted = np.arange(500) % len(names)
     assert run_figures.confusion(predicted, predicted, names).axes

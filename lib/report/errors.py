@@ -71,6 +71,16 @@ def by_class(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def left_out(runs: pd.DataFrame) -> list[str]:
+    """What the table and the figure of the classes do not show, where there are too many to show all."""
+    if (count := len(names(runs))) <= SHOWN:
+        return []
+    return [
+        f"Of {count} classes the table has the {SHOWN // 2} hardest and the {SHOWN // 2} easiest, the figure those in "
+        "the most frequent mistakes; each run's `result.json` has the accuracy of all."
+    ]
+
+
 @shows(
     SETTING, number("confidence", "mean confidence (%)"), number("accuracy", "accuracy (%)"),
     number("error", "expected calibration error (points)"), N,

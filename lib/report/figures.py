@@ -264,9 +264,8 @@ def _levels_and_changes(above, below, runs: pd.DataFrame, table: pd.DataFrame, w
     _points(above, [stats.mean(list(values.values())) for values in seeds], seeds, "ours")
     changes = [{s: values[s] - seeds[first][s] for s in values if s in seeds[first]} for values in seeds]
     _points(below, [stats.mean(list(values.values())) for values in changes], changes, None)
-    for name, column, look in (("the paper", "paper", PAPER), ("the original", "original", ORIGINAL)):
-        if not cells.of_the_paper(runs):
-            break
+    theirs = (("the paper", "paper", PAPER), ("the original", "original", ORIGINAL))
+    for name, column, look in theirs if cells.of_the_paper(runs) else ():
         above.plot(table.index, table[column], label=name, **look)
         below.plot(table.index, table[column] - table.loc[first, column], **look)
     names = [f"{what[0]}={size:.0f}" for size in table[what]]

@@ -55,8 +55,8 @@ def _compared(runs: pd.DataFrame, cell: dict, paper: published.Published | None)
     return cell | figures | {f"ours_minus_{name}": cell["ours"] - value for name, value in figures.items()}
 
 
-def _unless_others(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """A table as it is, its published numbers made NaN where the runs are of other data than those."""
+def _without_theirs(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The table, with NaN for what the paper has published where the runs are of other data."""
     if len(table) and not cells.of_the_paper(runs):
         table = table.assign(**{name: np.nan for name in table if name.startswith("paper")})
     return table
@@ -197,7 +197,7 @@ def learning_rates(runs: pd.DataFrame) -> pd.DataFrame:
             "ours": ours.mean, "half": ours.half, "n": ours.n, "seeds": len(group), "status": cells.status(group),
             "paper": published.SWEEP.get(rate, np.nan), "paper_epochs": published.SWEEP_EPOCHS,
         })  # fmt: skip
-    return _unless_others(runs, pd.DataFrame(rows))
+    return _without_theirs(runs, pd.DataFrame(rows))
 
 
 @shows(
@@ -226,7 +226,7 @@ def selection(runs: pd.DataFrame) -> pd.DataFrame:
             "paper_last_epoch": last.accuracy if last else np.nan,
             "paper_best_on_test": printed.accuracy if printed else np.nan,
         })  # fmt: skip
-    return _unless_others(runs, pd.DataFrame(rows))
+    return _without_theirs(runs, pd.DataFrame(rows))
 
 
 # Compute, runs and where they come from
@@ -246,7 +246,7 @@ def compute(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for what, name in (("kernel", "kernel size ablation"), ("patch", "patch size ablation"), ("lr", "learning rates")):
         rows.append(_cost(name, cells.ablation_runs(runs, what), published.COMPUTE.get(what)))
-    return _unless_others(runs, pd.DataFrame([*rows, _cost("all runs, each once", runs, None)]))
+    return _without_theirs(runs, pd.DataFrame([*rows, _cost("all runs, each once", runs, None)]))
 
 
 def _cost(name: str, group: pd.DataFrame, theirs: published.Compute | None) -> dict:
