@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from lib import machine, records
-from lib.data.download import cifar10  # noqa: F401  the notebook's
+from lib.data import datasets
+from lib.data.datasets import Dataset
+from lib.data.download import cifar10  # noqa: F401  for notebooks
 from lib.data.loader import plain_batches
 from lib.data.picture import picture  # noqa: F401  likewise
 from lib.model import ConvMixer, network
 from lib.params import Params
-from lib.records import CLASSES, RecordError
+from lib.records import USUAL, Normal, RecordError, classes, normal
 
 SEEN = 256  # test images over which a receptive field is averaged
 
@@ -38,9 +40,14 @@ def trained_in(folder: Path) -> tuple[dict, nn.Module]:
     """The record and the model of the run that lies in a folder; RecordError if either cannot be read."""
     record = records.read_result(folder / records.RESULT)
     machine.use_cores()
-    model = network(Params.of(**record["params"]))
+    model = network(Params.of(**record["params"]), len(classes(record)))
     model.load_state_dict(load_weights(folder))
     return record, model.eval()
+
+
+def data_of(record: dict) -> Dataset:
+    """The images that a run was trained and tested on; DataError where they are not to be had here."""
+    return datasets.load(Params.of(**record["params"]))
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -51,7 +58,7 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
         raise RecordError(f"{folder / records.WEIGHTS}: not readable ({error})") from None
 
 
-def look_inside(model: nn.Module, images: np.ndarray, std: str = "pixels") -> dict[str, np.ndarray]:
+def look_inside(model: nn.Module, images: np.ndarray, normal: Normal = USUAL) -> dict[str, np.ndarray]:
     """What a network looks like, as small arrays, of those that its kind has.
 
     patch_embedding (h, 3, p, p) and depthwise (blocks, h, k, k) are weights, float16; `blocks` says which blocks these
@@ -59,7 +66,7 @@ def look_inside(model: nn.Module, images: np.ndarray, std: str = "pixels") -> di
     (Luo et al., arXiv 1701.04128): for each pixel, the mean absolute gradient of the central place's features, summed
     over channels, over colours and the first SEEN of `images` (N, 32, 32, 3), uint8, in evaluation mode.
     """
-    found = {"receptive_field": receptive_field(model, images[:SEEN], std)}
+    found = {"receptive_field": receptive_field(model, images[:SEEN], normal)}
     if isinstance(model, ConvMixer):
         blocks = sorted({0, len(model.blocks) // 2, len(model.blocks) - 1})
         kernels = torch.stack([model.blocks[i][0].fn[0].weight[:, 0] for i in blocks])  # (blocks, h, k, k)
@@ -70,12 +77,12 @@ def look_inside(model: nn.Module, images: np.ndarray, std: str = "pixels") -> di
     return found
 
 
-def receptive_field(model: nn.Module, images: np.ndarray, std: str = "pixels") -> np.ndarray:
+def receptive_field(model: nn.Module, images: np.ndarray, normal: Normal = USUAL) -> np.ndarray:
     """The effective receptive field (32, 32), float32, of the place in the middle: see look_inside."""
     device = next(model.parameters()).device
     total, training = 0, model.training
     model.eval()
-    for batch in plain_batches(images, 64, std):
+    for batch in plain_batches(images, 64, normal):
         batch = batch.to(device).requires_grad_()
         features = model.forward_features(batch)
         if features.ndim == 3:  # a vit's tokens (B, 1 + n/p n/p, h), the class token first
@@ -93,12 +100,13 @@ def _half(weight: torch.Tensor) -> np.ndarray:
 
 
 @torch.inference_mode()
-def probabilities(model: nn.Module, images: np.ndarray, std: str = "pixels") -> np.ndarray:
-    """The network's probability of each class, (N, 10), for images (N, 32, 32, 3), uint8."""
-    return torch.cat([model(batch).softmax(1) for batch in plain_batches(images, 100, std)]).numpy()
+def probabilities(model: nn.Module, images: np.ndarray, normal: Normal = USUAL) -> np.ndarray:
+    """The network's probability of each class, (N, classes), for images (N, 32, 32, 3), uint8."""
+    return torch.cat([model(batch).softmax(1) for batch in plain_batches(images, 100, normal)]).numpy()
 
 
-def top(model: ConvMixer, image: np.ndarray, count: int = 3) -> pd.Series:
-    """The `count` likeliest classes of one image (32, 32, 3), in per cent."""
-    chances = pd.Series(100 * probabilities(model, image[None])[0], index=CLASSES, name="probability (%)")
-    return chances.nlargest(count).round(1)
+def top(record: dict, model: nn.Module, image: np.ndarray) -> pd.Series:
+    """The probability (%) of each class of a run for one image (32, 32, 3), uint8, the likeliest first."""
+    chances = 100 * probabilities(model, image[None], normal(record))[0]
+    named = pd.Series(chances, index=classes(record), name="probability (%)")
+    return named.sort_values(ascending=False, kind="stable")

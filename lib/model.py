@@ -74,16 +74,16 @@ class CNN(nn.Sequential):
         return self[0](x)
 
 
-def network(p: Params) -> nn.Module:
-    """The network of a run with random weights: images (B, 3, 32, 32) to logits (B, 10)."""
+def network(p: Params, classes: int = 10) -> nn.Module:
+    """The network of a run with random weights: images (B, 3, 32, 32) to logits (B, classes)."""
     if p.arch == "convmixer":
-        return ConvMixer(p.dim, p.depth, p.kernel, p.patch)
+        return ConvMixer(p.dim, p.depth, p.kernel, p.patch, classes)
     if p.arch == "cnn":
-        return CNN()
+        return CNN(classes)
     from timm.models.vision_transformer import VisionTransformer  # timm takes seconds to import
 
     return VisionTransformer(
-        img_size=IMAGE, patch_size=p.patch, embed_dim=p.dim, depth=p.depth, num_heads=p.dim // 16, num_classes=10
+        img_size=IMAGE, patch_size=p.patch, embed_dim=p.dim, depth=p.depth, num_heads=p.dim // 16, num_classes=classes
     )
 
 

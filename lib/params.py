@@ -6,23 +6,25 @@ The defaults are those of the paper as it is written; everything else is an over
 import ast
 import dataclasses
 import difflib
+import functools
 import hashlib
 import inspect
 import json
 import math
 import re
 import typing
+from pathlib import PurePath
 
 # Raised by one whenever the same parameters would no longer give the same numbers: an old record or checkpoint
 # is then another run's.
 NUMERICS = 1
 
-IMAGE = 32  # CIFAR-10 images are 32 x 32
-TRAIN_IMAGES = 50_000
+IMAGE = 32  # CIFAR images are 32 x 32, and other pictures are made so
+TRAIN_IMAGES = 50_000  # of CIFAR-10, and of CIFAR-100 too
 
 # Parameters that were added when there were records already, each with the value that means "as it was before". At
 # that value a parameter does not enter the fingerprint, so earlier records and checkpoints go on being valid.
-ADDED = {"arch": "convmixer", "std": "pixels"}
+ADDED = {"arch": "convmixer", "std": "pixels", "dataset": "cifar10"}
 
 # The networks that `arch` may ask for, and what people call one of them. A parameter of the shape that is not part of
 # what a network is called has no meaning for it, and counts neither in its fingerprint nor in its run's name.
@@ -33,6 +35,11 @@ NETWORKS = {
 }
 SHAPE = ("kernel", "patch", "dim", "depth")  # what makes a network
 UNUSED = {arch: tuple(name for name in SHAPE if f"{{{name}}}" not in called) for arch, called in NETWORKS.items()}
+
+# The data sets that `dataset` may ask for by name: what people call one, and how many classes it has. A folder of
+# pictures is asked for by its path.
+DATASETS = {"cifar10": ("CIFAR-10", 10), "cifar100": ("CIFAR-100", 100)}
+FOLDER = "folder:"
 
 # What a study's YAML says about its runs; the notebook takes it without a complaint, since the same file is
 # given to papermill with -f.
@@ -97,9 +104,10 @@ class Params:
     mix_prob: float = 1.0  # share of batches with mixup or CutMix
     label_smoothing: float = 0.0  # share of the target spread over all classes
     # the data and the choice of the weights
+    dataset: str = "cifar10"  # cifar10, cifar100 or folder:PATH (a folder of pictures for each class)
     std: str = "pixels"  # normalise by the deviation of all pixels, or by the mean deviation inside the images
     train_size: int = 0  # training images, the validation split apart; 0 for all
-    val_size: int = 5000  # stratified validation split, 0 to train on all 50,000
+    val_size: int = 5000  # stratified validation split, 0 to train on all
     select: str = "best_val"  # last, best_val or best_test (the leak, labelled as one)
     seed: int = 0  # weights, order, augmentation and split
     dtype: str = "float32"  # float32, bfloat16 or (CUDA) float16
@@ -110,7 +118,7 @@ class Params:
     compile: bool = False  # torch.compile
     workers: int = 0  # data loading processes
     checkpoint_minutes: float = 5.0  # between checkpoints inside an epoch
-    data_dir: str = ""  # where CIFAR-10 lies; empty for $CONVMIXER_DATA or data/ here
+    data_dir: str = ""  # where CIFAR-10 (or CIFAR-100) lies; empty for $CONVMIXER_DATA or data/ here
     study: str = "own"  # the folder under reports/
     setting: str = ""  # which file of params/settings/ asked for it
     force: bool = False  # train a finished run again
@@ -150,6 +158,18 @@ class Params:
     def network(self) -> str:
         """What people call the network: ConvMixer-32/4, k=9, p=2."""
         return NETWORKS[self.arch].format(**self.computed())
+
+    @property
+    def data(self) -> str:
+        """What people call the data set: CIFAR-10, CIFAR-100, or a folder by its own name."""
+        if self.dataset in DATASETS:
+            return DATASETS[self.dataset][0]
+        return PurePath(self.dataset.removeprefix(FOLDER)).name or "pictures"
+
+    @property
+    def train_images(self) -> int | None:
+        """Training images of an epoch; None where only the folder that they come from knows."""
+        return self.train_size or (TRAIN_IMAGES - self.val_size if self.dataset in DATASETS else None)
 
     @property
     def fingerprint(self) -> str:
@@ -213,7 +233,8 @@ def run_name(params: Params, base: Params) -> str:
     words = [] if params.arch == "convmixer" else [params.arch]
     words += [f"{name[0]}{own[name]}" for name in ("kernel", "patch") if name in own]
     named = ("arch", "kernel", "patch", "seed")
-    words += [f"{n}{_short(v)}" for n, v in own.items() if n not in named and v != getattr(base, n)]
+    own["dataset"] = params.dataset if params.dataset in DATASETS else params.data[:40]  # a path is no part of a name
+    words += [f"{n}{_short(own[n])}" for n in own if n not in named and getattr(params, n) != getattr(base, n)]
     return "-".join([*words, f"seed{params.seed}"])
 
 
@@ -291,20 +312,24 @@ def _typed(name: str, kind: type, value):
     raise ParameterError(f"{name}={value!r}: give {'a number' if kind is float else 'text'}, such as {example!r}")
 
 
+def _need(p: Params, holds: bool, name: str, allowed: str) -> None:
+    if not holds:
+        text = str(getattr(p, name))
+        raise ParameterError(f"{name}={text if text.isprintable() else repr(text)}: {allowed}")
+
+
 def _check(p: Params) -> None:
     """Rejects invalid values and combinations. Each message is one line: the parameter, its value, what is allowed."""
 
-    def need(holds: bool, name: str, allowed: str) -> None:
-        if not holds:
-            text = str(getattr(p, name))
-            raise ParameterError(f"{name}={text if text.isprintable() else repr(text)}: {allowed}")
-
+    need = functools.partial(_need, p)
     for name, kind in TYPES.items():
         need(kind is not float or math.isfinite(getattr(p, name)), name, "give a finite number")
     for name, allowed in CHOICES.items():
         given = re.sub(r"\Acuda:[0-9]{1,3}\Z", "cuda:0", p.device) if name == "device" else getattr(p, name)
         need(given in allowed, name, f"give one of {', '.join(allowed)}")
     parse_randaugment(p.randaugment)
+    folder = p.dataset.startswith(FOLDER) and p.dataset != FOLDER and p.dataset.isprintable()
+    need(p.dataset in DATASETS or folder, "dataset", f"give {', '.join(DATASETS)} or {FOLDER}PATH{_meant(p.dataset)}")
     for name in ("kernel", "dim", "depth", "epochs", "batch_size", "test_batch_size"):
         need(getattr(p, name) >= 1, name, "give 1 or more")
     need(p.kernel <= 2 * IMAGE - 1, "kernel", f"larger than any image needs, give 1 to {2 * IMAGE - 1}")
@@ -321,20 +346,37 @@ def _check(p: Params) -> None:
     need(0 < p.crop_scale <= 1, "crop_scale", "give a share above 0, up to 1")
     need(p.crop_ratio >= 1, "crop_ratio", "give 1 or more")
     need(p.seed < 2**32, "seed", f"give less than {2**32}")
-    need(p.val_size % 10 == 0, "val_size", "give a multiple of 10, the same number from each class")
-    need(p.val_size < TRAIN_IMAGES, "val_size", f"there are {TRAIN_IMAGES} training images")
-    left = TRAIN_IMAGES - p.val_size
-    need(p.train_size <= left, "train_size", f"{left} training images are left beside val_size={p.val_size}")
-    need(p.batch_size <= (p.train_size or left), "batch_size", f"there are only {p.train_size or left} training images")
-    # BatchNorm needs two values of a channel; one image gives as many as its map has places.
-    n, alone = p.train_size or left, p.arch == "convmixer" and p.patch == IMAGE
-    need(not alone or p.batch_size > 1, "batch_size", f"at patch={p.patch} BatchNorm needs 2 images or more")
-    batches = (
-        f"{n} training images in batches of {p.batch_size} leave one alone, at patch={p.patch} BatchNorm needs two"
-    )
-    need(not alone or n % p.batch_size != 1, "batch_size", f"{batches}; change batch_size or train_size")
+    if p.dataset in DATASETS:
+        classes = DATASETS[p.dataset][1]
+        allowed = f"give a multiple of {classes}, the same number from each class"
+        need(p.val_size % classes == 0, "val_size", allowed)
+        check_sizes(p, TRAIN_IMAGES)
     need(p.val_size > 0 or p.select != "best_val", "select", "best_val needs val_size above 0, or take select=last")
     need(p.dtype != "float16" or p.device not in ("cpu", "mps"), "dtype", "float16 needs device=cuda, or take bfloat16")
     for name in ("study", "setting"):
         word = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", getattr(p, name)) and ".." not in getattr(p, name)
         need(bool(word) or (name == "setting" and not p.setting), name, "give letters, digits, '.', '_' and '-' only")
+
+
+def check_sizes(p: Params, images: int) -> None:
+    """ParameterError unless `images`, those of the training part, suffice for what a run wants of them."""
+    need = functools.partial(_need, p)
+    need(p.val_size < images, "val_size", f"there are {images} training images")
+    left = images - p.val_size
+    need(p.train_size <= left, "train_size", f"{left} training images are left beside val_size={p.val_size}")
+    n, alone = p.train_size or left, p.arch == "convmixer" and p.patch == IMAGE
+    need(p.batch_size <= n, "batch_size", f"there are only {n} training images")
+    # BatchNorm needs two values of a channel; one image gives as many as its map has places.
+    need(not alone or p.batch_size > 1, "batch_size", f"at patch={p.patch} BatchNorm needs 2 images or more")
+    batches = (
+        f"{n} training images in batches of {p.batch_size} leave one alone, at patch={p.patch} BatchNorm needs two"
+    )
+    need(not alone or n % p.batch_size != 1, "batch_size", f"{batches}; change batch_size or train_size")
+
+
+def _meant(dataset: str) -> str:
+    """The hint of what a data set that there is not was meant to be, if that can be guessed."""
+    if "/" in dataset and not dataset.startswith(FOLDER):
+        return f", did you mean {FOLDER}{dataset}?" if dataset.isprintable() else ""
+    close = difflib.get_close_matches(dataset.lower(), DATASETS, n=1)
+    return f", did you mean {close[0]}?" if close else ""

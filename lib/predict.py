@@ -15,22 +15,21 @@ from torch import nn
 
 from lib import explore, records
 from lib.data.picture import PictureError, picture
-from lib.params import UserError
-from lib.records import CLASSES, RecordError
+from lib.params import Params, UserError
+from lib.records import RecordError
 
 SHOWN = 3  # classes of each picture
 BAR = 30  # characters of a bar at 100 %
 
 
 def predict(image: str | Path, run: str = "") -> pd.Series:
-    """The probability (%) of each of the ten classes for a picture file, the likeliest first.
+    """The probability (%) of each class for a picture file, the likeliest first.
 
-    run: `study/run` under reports/published/, or a run's folder; empty for the best by validation accuracy.
+    run: `study/run` under reports/published/, or a run's folder; empty for the best on CIFAR-10 by validation accuracy.
     PictureError says what is wrong with the picture, RecordError what with the run.
     """
     record, model = network(run)
-    chances = explore.probabilities(model, picture(image)[None], record["params"]["std"])[0]
-    return pd.Series(100 * chances, index=CLASSES, name="probability (%)").sort_values(ascending=False, kind="stable")
+    return explore.top(record, model, picture(image))
 
 
 @functools.cache
@@ -50,7 +49,9 @@ def chosen(run: str = "") -> Path:
     if run or not published:
         there = ", ".join(f"{record['study']}/{record['run']}" for _, record in published)
         raise RecordError(f"RUN={run}: no such run; published with weights are: {there or 'none'}")
-    # Without a validation split, accuracy would have to come from the test set: such a run is never the best.
+    # Accuracies on different data cannot be compared, so the best is one of CIFAR-10. Without a validation split,
+    # accuracy would have to come from the test set: such a run is never the best.
+    published = [found for found in published if Params.of(**found[1]["params"]).dataset == "cifar10"] or published
     return max(published, key=lambda found: (records.val_acc(found[1]) >= 0, records.val_acc(found[1])))[0]
 
 
@@ -59,7 +60,7 @@ def described(record: dict) -> str:
     held_out = records.val_acc(record)
     return (
         f"{record['study']}/{record['run']}: {records.network_name(record)}\n"
-        f"right on {record['test_acc']:.2f} % of CIFAR-10's test images"
+        f"right on {record['test_acc']:.2f} % of the test images of {Params.of(**record['params']).data}"
         + (f", {held_out:.2f} % in validation" if held_out >= 0 else "")
     )
 
@@ -99,8 +100,9 @@ def main(arguments: list[str] | None = None) -> int:
                 failed += 1
                 continue
             print(f"\n{path}")
+            width = max(10, *map(len, likeliest.index))
             for name, chance in likeliest.items():
-                print(f"  {name:<10} {chance:5.1f} %  {'█' * round(chance * BAR / 100)}".rstrip(), flush=True)
+                print(f"  {name:<{width}} {chance:5.1f} %  {'█' * round(chance * BAR / 100)}".rstrip(), flush=True)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,7 +1,7 @@
 """Run folders under reports/: their names, what is written there and how it is read back as a DataFrame. No torch.
 
 reports/<study>/runs/<run>/result.json        the record; written last, so it exists exactly if the run finished
-                           arrays.npz         logits of the 10,000 test images, what the network looks like inside
+                           arrays.npz         logits of the test images, what the network looks like inside
                            weights.safetensors    the selected weights (in git for seed 0 of a published study)
                            progress.json      how far an unfinished run has come (not in git)
                            failure.json       why the last attempt stopped (not in git)
@@ -19,6 +19,7 @@ import tempfile
 import zipfile
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import filelock
 import numpy as np
@@ -37,6 +38,18 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 # the mean of the images' own deviations, which much code in circulation (the paper's notebooks too) divides by.
 MEAN = (0.49139968, 0.48215841, 0.44653091)
 STD = {"pixels": (0.24703223, 0.24348513, 0.26158784), "images": (0.2023, 0.1994, 0.2010)}
+TEST_IMAGES = 10_000  # of CIFAR-10
+
+
+class Normal(NamedTuple):
+    """What images are normalised by: mean and deviation of each channel, of values in 0..1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+USUAL = Normal(MEAN, STD["pixels"])  # CIFAR-10's, unless a run asks for the other deviation
+
 
 RESULT, ARRAYS, PROGRESS, FAILURE = "result.json", "arrays.npz", "progress.json", "failure.json"
 PART = ".part"  # the end of a temporary file's name
@@ -51,6 +64,11 @@ REQUIRED = {
     "data_digest": str, "environment": dict,
 }  # fmt: skip
 
+# Of a finished run's record in the table that `load` makes.
+NUMBERS = (
+    "test_acc", "test_loss", "last_test_acc", "seconds", "images_per_second", "peak_memory_mb", "parameters",
+    "forward_macs",
+)  # fmt: skip
 HISTORY = ("epoch", "lr", "loss", "train_loss", "train_acc", "seconds", "images_per_second")
 
 
@@ -181,7 +199,7 @@ def read_result(path: Path) -> dict:
 def read_arrays(record: dict, folder: Path | None = None) -> dict[str, np.ndarray]:
     """The arrays of a finished run, by name; RecordError if they are not there or not this record's.
 
-    logits (10000, 10), float16, and labels (10000,), uint8, of the test images; the others are those of
+    logits (N, classes), float16, and labels (N,) of the test images, 10,000 of CIFAR's; the others are those of
     `explore.look_inside`. `folder`: where the record lies, if not in its own place under reports/.
     """
     path = (folder or study_folder(record["study"]) / "runs" / record["run"]) / ARRAYS
@@ -207,6 +225,26 @@ def val_acc(record: dict) -> float:
     """Validation accuracy (%) of the weights that a run kept; NaN where no image was held out."""
     value = record["history"][record["selected_epoch"] - 1].get("val_acc")
     return np.nan if value is None else value
+
+
+def classes(record: dict) -> tuple[str, ...]:
+    """The names of a run's classes, by label; older records have none, since all of them are CIFAR-10's."""
+    return tuple(record.get("classes", CLASSES))
+
+
+def normal(record: dict) -> Normal:
+    """What a run's images are normalised by; older records are CIFAR-10's, as above."""
+    given = record.get("normalisation")
+    return (
+        Normal(tuple(given["mean"]), tuple(given["std"]))
+        if given
+        else Normal(MEAN, STD[Params.of(**record["params"]).std])
+    )
+
+
+def test_images(record: dict) -> int:
+    """How many images a run was tested on; older records are CIFAR-10's, as above."""
+    return record.get("test_images", TEST_IMAGES)
 
 
 def network_name(record: dict) -> str:
@@ -255,7 +293,24 @@ def load(study: Study) -> pd.DataFrame:
     status is done, unfinished (trained in part), failed, missing, or refused: a record that is there but cannot be
     used, because it is unreadable, incomplete or of other parameters; `reason` says why in one line.
     """
-    return pd.DataFrame([_row(study, run) for run in study.runs])
+    return pd.DataFrame(_of_one_data_set([_row(study, run) for run in study.runs]))
+
+
+def _of_one_data_set(rows: list[dict]) -> list[dict]:
+    """The rows, with those refused whose images are not the ones that the run finished last has had.
+
+    A folder of pictures may have changed between two runs, and then they are not of one data set.
+    """
+    done = [row for row in rows if row["status"] == "done"]
+    last = max(done, key=lambda row: str(row["record"].get("finished")))["record"]["data_digest"] if done else ""
+    for row in done:
+        if (digest := row["record"]["data_digest"]) != last:
+            nothing = {"record": None, **dict.fromkeys((*NUMBERS, "val_acc"), np.nan)}
+            path = study_folder(row["record"]["study"]) / "runs" / row["run"]
+            reason = f"{shown(path)}: trained on other images ({digest}) than the run that was finished last ({last}); "
+            reason += "move the folder away to train it anew"
+            row |= {"status": "refused", "reason": reason, **nothing}
+    return rows
 
 
 def _row(study: Study, run: studies.Run) -> dict:
@@ -266,15 +321,13 @@ def _row(study: Study, run: studies.Run) -> dict:
         "lr": params.lr, "epochs": params.epochs, "params": params.computed(),
         "fingerprint": params.fingerprint, "status": "missing", "reason": "", "epoch": 0, "record": None,
     }  # fmt: skip
-    numbers = ("test_acc", "test_loss", "last_test_acc", "seconds", "images_per_second", "peak_memory_mb",
-               "parameters", "forward_macs")  # fmt: skip
-    row |= dict.fromkeys((*numbers, "val_acc"), np.nan)
+    row |= dict.fromkeys((*NUMBERS, "val_acc"), np.nan)
     try:
         if (folder / RESULT).exists():
             record = read_result(folder / RESULT)
             refuse_other(record, params, folder / RESULT)
             row |= {"status": "done", "record": record, "epoch": len(record["history"])}
-            row |= {name: record[name] for name in numbers}
+            row |= {name: record[name] for name in NUMBERS}
             row["val_acc"] = val_acc(record)
         elif failure := _of_this_run(folder / FAILURE, params):
             row |= {"status": "failed", "reason": str(failure.get("reason")), "epoch": int(failure.get("epoch") or 0)}

@@ -113,6 +113,8 @@ def load(name: str) -> Study:
                 continue
             file = PARAMS / "settings" / f"{setting}.yaml"
             params = _named(file, {**shared, **read_yaml(file), **overrides, "seed": seed})
+            if params.dataset != base.dataset:
+                raise ParameterError(f"{shown(file)}: a study is of one data set; say `dataset:` in {shown(path)}")
             run = Run(run_name(params, base), params, (setting,))
             if run.name in runs:
                 earlier = runs[run.name]

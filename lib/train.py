@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib import checkpoint, machine, records
-from lib.data import loader
+from lib.data import datasets, loader
 from lib.data.augment import Augment
-from lib.data.download import Arrays
+from lib.data.datasets import Dataset
 from lib.data.draws import order
 from lib.data.mix import mix
 from lib.model import network
 from lib.native import layers
 from lib.params import NUMERICS, Params, UserError
+from lib.records import MEAN, STD, Normal
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TRAIN_EVAL = 2000  # training images, clean, on which train_loss and train_acc are measured after each epoch
@@ -41,7 +42,7 @@ class Trained:
     """What `fit` hands back: the state at the end, with the selected weights in its model, and what was measured."""
 
     state: "State"
-    test: dict  # of the selected weights: loss, acc, logits (10,000, 10)
+    test: dict  # of the selected weights: loss, acc, logits (N, classes)
     last_test: dict  # of the last epoch's
     native: bool | str  # True, or why the native layers were not used
     dtype: str  # see `kinds`
@@ -86,11 +87,13 @@ def has_bfloat16(device: torch.device) -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def build(p: Params, device: torch.device) -> tuple[nn.Module, Callable[[Tensor], Tensor], bool | str]:
+def build(
+    p: Params, device: torch.device, classes: int = 10
+) -> tuple[nn.Module, Callable[[Tensor], Tensor], bool | str]:
     """The model, what to call for its logits, and True or why the native CPU layers are not used."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(p.seed)
-        model = network(p)
+        model = network(p, classes)
     model = model.to(device, memory_format=torch.channels_last)
     dtype = DTYPES[p.dtype]
     if dtype == torch.float16 and device.type != "cuda":
@@ -138,7 +141,7 @@ def make_optimizer(p: Params, model: nn.Module) -> torch.optim.AdamW:
 def train_step(
     p: Params, forward, model: nn.Module, optimizer, scaler: torch.amp.GradScaler, images: Tensor, targets: Tensor
 ) -> Tensor:
-    """One step of the optimizer on soft targets (B, 10); the loss, still on its device."""
+    """One step of the optimizer on soft targets (B, classes); the loss, still on its device."""
     loss = F.cross_entropy(forward(images), targets)
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
@@ -151,15 +154,17 @@ def train_step(
 
 
 @torch.inference_mode()
-def evaluate(p: Params, model: nn.Module, forward, images: np.ndarray, labels: np.ndarray) -> dict:
-    """Mean cross-entropy, accuracy in per cent and the logits (N, 10), float16, in evaluation mode.
+def evaluate(
+    p: Params, model: nn.Module, forward, images: np.ndarray, labels: np.ndarray, normal: Normal | None = None
+) -> dict:
+    """Mean cross-entropy, accuracy in per cent and the logits (N, classes), float16, in evaluation mode.
 
-    images (N, 32, 32, 3) and labels (N,), uint8. The accuracy is that of the rounded logits, which are what a record
-    keeps: whoever reads them finds the same number.
+    images (N, 32, 32, 3), uint8, and labels (N,); `normal`: what images are normalised by, if not as CIFAR-10's. The
+    accuracy is that of the rounded logits, which are what a record keeps: whoever reads them finds the same number.
     """
     device = next(model.parameters()).device
     model.eval()
-    batches = loader.plain_batches(images, p.test_batch_size, p.std)
+    batches = loader.plain_batches(images, p.test_batch_size, normal or Normal(MEAN, STD[p.std]))
     logits = torch.cat([forward(batch.to(device, non_blocking=True)) for batch in batches]).cpu()
     model.train()
     loss = F.cross_entropy(logits.double(), torch.from_numpy(labels.astype(np.int64)))
@@ -254,7 +259,7 @@ class Clock:
         return True
 
 
-def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = print) -> Trained:
+def fit(p: Params, data: Dataset, folder: Path, say: Callable[[str], None] = print) -> Trained:
     """Trains one run, going on from its checkpoint in `folder` if there is one.
 
     Of each epoch the history keeps: epoch (1-based), lr (at its last step), loss (mean of what was minimised: with
@@ -263,28 +268,30 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
     images_per_second of training alone. test_loss and test_acc are in it only with select=best_test, the leak shown.
 
     Raises TrainingError (NaN loss, no such device), checkpoint.CheckpointError, RecordError (a checkpoint of other
-    parameters), OSError (a full disk).
+    parameters or images), OSError (a full disk).
     """
     layers.keep_memory()
     device = pick_device(p.device)
     torch.backends.cudnn.deterministic = True  # a resumed run repeats what was lost; without effect elsewhere
-    model, forward, native = build(p, device)
+    classes, normal = len(data.classes), data.normal
+    model, forward, native = build(p, device, classes)
 
-    images, labels = cifar["train_images"], cifar["train_labels"]
-    train_rows, val_rows = loader.split(labels, p.val_size, p.train_size, p.seed)
+    images, labels = data.train_images, data.train_labels
+    train_rows, val_rows = datasets.split(labels, p.val_size, p.train_size, p.seed)
     train_images, train_labels = images[train_rows], labels[train_rows]
     watched = {
         "train": (train_images[:TRAIN_EVAL], train_labels[:TRAIN_EVAL]),
         "val": (images[val_rows], labels[val_rows]),
     }
     if p.select == "best_test":
-        watched["test"] = cifar["test_images"], cifar["test_labels"]
-    augment = Augment(train_images, p, loader.MEAN, loader.STD[p.std])
+        watched["test"] = data.test_images, data.test_labels
+    augment = Augment(train_images, p, *normal)
     steps = loader.steps(len(train_rows), p.batch_size)
 
     scaler = torch.amp.GradScaler(device.type, enabled=p.dtype == "float16")
     state = State(model, make_optimizer(p, model), scaler, torch.zeros(steps, device=device))
-    about = {"fingerprint": p.fingerprint, "params": p.computed(), "numerics": NUMERICS, **kinds(p, device, native)}
+    about = {"fingerprint": p.fingerprint, "params": p.computed(), "numerics": NUMERICS, "data_digest": data.digest}
+    about |= kinds(p, device, native)
     if (saved := checkpoint.load(folder)) is not None:
         refuse_other(saved, about, p, folder, say)
         state.load(saved)
@@ -304,7 +311,7 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
         plan, shuffled = augment.plan(state.epoch), order(p.seed, state.epoch, len(train_rows))
         for x, y in loader.batches(augment, train_labels, plan, shuffled, p.batch_size, state.step, p.workers, device):
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-            x, targets = mix(x, y, p, state.epoch, state.step)
+            x, targets = mix(x, y, p, state.epoch, state.step, classes)
             lr = p.lr * schedule(p.schedule, (clock.done() + 0.5) / (p.epochs * steps))
             for group in state.optimizer.param_groups:
                 group["lr"] = lr
@@ -322,7 +329,7 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
 
         entry = {"epoch": state.epoch + 1, "lr": lr, "loss": float(state.losses.cpu().double().mean())}
         for name, part in watched.items():
-            found = evaluate(p, model, forward, *part) if len(part[0]) else {"loss": None, "acc": None}
+            found = evaluate(p, model, forward, *part, normal) if len(part[0]) else {"loss": None, "acc": None}
             entry |= {f"{name}_loss": found["loss"], f"{name}_acc": found["acc"]}
         if not all(value is None or math.isfinite(value) for value in entry.values()):
             raise diverged("loss", f"in evaluation after epoch {state.epoch + 1}", p)
@@ -341,10 +348,10 @@ def fit(p: Params, cifar: Arrays, folder: Path, say: Callable[[str], None] = pri
         say(progress_line(entry, p.epochs, clock.left()))
 
     # The test set is used here and, unless select=best_test, nowhere else.
-    test = last_test = evaluate(p, model, forward, cifar["test_images"], cifar["test_labels"])
+    test = last_test = evaluate(p, model, forward, data.test_images, data.test_labels, normal)
     if state.best is not None and state.best["epoch"] != p.epochs:
         model.load_state_dict(state.best["model"])
-        test = evaluate(p, model, forward, cifar["test_images"], cifar["test_labels"])
+        test = evaluate(p, model, forward, data.test_images, data.test_labels, normal)
     clock.lap()
     state.memory = max(state.memory, peak_memory(device))
     return Trained(state, test, last_test, native, **kinds(p, device, native))
@@ -360,8 +367,16 @@ def kinds(p: Params, device: torch.device, native: bool | str) -> dict:
 
 
 def refuse_other(saved: dict, about: dict, p: Params, folder: Path, say: Callable[[str], None]) -> None:
-    """RecordError if a checkpoint is another configuration's or of another type; says where rounding will differ."""
+    """RecordError if a checkpoint is another configuration's, of other images or of another type.
+
+    Says where rounding will differ.
+    """
     records.refuse_other(saved, p, folder / records.CHECKPOINT)
+    if (digest := saved.get("data_digest", about["data_digest"])) != about["data_digest"]:
+        raise records.RecordError(
+            f"{folder}: begun with other images than {p.dataset} holds now ({digest} -> {about['data_digest']}): bring "
+            "them back, or move the folder away to start anew"
+        )
     if saved["dtype"] != about["dtype"]:
         raise records.RecordError(
             f"{folder}: begun in {saved['dtype']}, here it would go on in {about['dtype']}: go on where it was begun, "
@@ -397,10 +412,10 @@ def estimate(p: Params) -> float | None:
         raise
     except (RuntimeError, MemoryError):
         return None
-    n = p.train_size or 50_000 - p.val_size
-    evaluated = min(TRAIN_EVAL, n) + p.val_size + (10_000 if p.select == "best_test" else 0)
+    n, tested = datasets.sizes(p)
+    evaluated = min(TRAIN_EVAL, n) + p.val_size + (tested if p.select == "best_test" else 0)
     # A forward pass costs about a third of a step.
-    return (p.epochs * (n + evaluated / 3) + 20_000 / 3) / rate
+    return (p.epochs * (n + evaluated / 3) + 2 * tested / 3) / rate
 
 
 def _images_per_second(p: Params) -> float:

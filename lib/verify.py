@@ -1,10 +1,11 @@
 """`python -m lib.verify [STUDY …]`: do the published weights, records, tables and the README say the same thing?
 
 For every published run whose weights are in git, the network is built from its record, the weights are loaded and the
-10,000 test images are classified again. Then every table and the README's results are computed again from the records.
+test images are classified again. Then every table and the README's results are computed again from the records.
 """
 
 import argparse
+import functools
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from lib import explore, records, train
-from lib.data.download import Arrays, cifar10
+from lib.data import datasets
 from lib.native import layers
 from lib.params import Params, UserError
 from lib.records import PUBLISHED
@@ -32,12 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
     names = options.studies or sorted(path.parent.name for path in PUBLISHED.glob("*/runs"))
     failed = 0
     try:
-        cifar = cifar10()
         for study in names:
             folders = sorted(path.parent for path in (PUBLISHED / study / "runs").glob(f"*/{records.WEIGHTS}"))
             if not folders:
                 raise UserError(f"{shown(PUBLISHED / study)}: no published run with weights")
-            failed += sum(differs(*weights(folder, cifar)) for folder in folders)
+            failed += sum(differs(*weights(folder)) for folder in folders)
             failed += differs(*tables(study))
         failed += differs(*results())
     except UserError as error:
@@ -53,14 +53,23 @@ def differs(agrees: bool, text: str) -> bool:
     return not agrees
 
 
-def weights(folder: Path, cifar: Arrays) -> tuple[bool, str]:
+@functools.cache
+def images(dataset: str) -> datasets.Dataset:
+    """A data set, read once."""
+    return datasets.read(dataset)
+
+
+def weights(folder: Path) -> tuple[bool, str]:
     """Whether the weights in a run's folder classify the test images as its record has it."""
     record = records.read_result(folder / records.RESULT)
     kept = records.read_arrays(record, folder)
     p = Params.of(**record["params"]).replace(device="cpu", data_dir="", compile=False, native=True)
-    model, forward, native = train.build(p, train.pick_device("cpu"))
+    model, forward, native = train.build(p, train.pick_device("cpu"), len(records.classes(record)))
     model.load_state_dict(explore.load_weights(folder))
-    found = train.evaluate(p, model, forward, cifar["test_images"], cifar["test_labels"])
+    data = images(p.dataset)
+    if data.digest != record["data_digest"]:
+        raise UserError(f"{shown(folder)}: trained on other images than {p.dataset} holds now")
+    found = train.evaluate(p, model, forward, data.test_images, data.test_labels, records.normal(record))
     others = int((found["logits"].argmax(1) != kept["logits"].argmax(1)).sum())
     # The same source, compiler and kind of processor give the same bits.
     products = train.kinds(p, train.pick_device("cpu"), native)["products"]

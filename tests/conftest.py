@@ -6,6 +6,7 @@ import pytest
 
 from lib import machine, records
 from lib.data import download
+from lib.data.datasets import Dataset
 from lib.params import Params
 
 # A make that a test starts is no part of the one that has started the tests: it would say that it enters a folder.
@@ -23,6 +24,12 @@ TINY = {
 def cifar():
     """CIFAR-10, fetched if it is not there: `make test` does so beforehand."""
     return download.cifar10()
+
+
+@pytest.fixture(scope="session")
+def data(cifar):
+    """The same as a run has it."""
+    return Dataset(**cifar)
 
 
 @pytest.fixture

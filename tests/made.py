@@ -59,8 +59,10 @@ def write(study: Study, run, values: dict) -> Path:
     folder = folder_of(study, run)
     folder.mkdir(parents=True, exist_ok=True)
     records.write_json(folder / records.RESULT, values)
-    logits = np.eye(10, dtype=np.float16)[_predictions(values["test_acc"], run.name)]
-    records.write_arrays(folder / records.ARRAYS, {"logits": 4 * logits, "labels": LABELS, **inside(run.params)})
+    n = len(records.classes(values))
+    labels = LABELS if n == 10 else np.arange(len(LABELS), dtype=np.uint8) % n
+    logits = np.eye(n, dtype=np.float16)[_predictions(values["test_acc"], run.name, labels, n)]
+    records.write_arrays(folder / records.ARRAYS, {"logits": 4 * logits, "labels": labels, **inside(run.params)})
     return folder
 
 
@@ -89,8 +91,15 @@ def stop(study: Study, run, how: str, **values) -> None:
     (folder / name).write_text(json.dumps({"fingerprint": run.params.fingerprint, **values}))
 
 
+def classes(p) -> tuple[str, ...]:
+    """The classes of a data set: CIFAR-10's, a hundred, or those of a folder of three."""
+    if p.dataset == "cifar10":
+        return CLASSES
+    return tuple(f"class {i}" for i in range(100)) if p.dataset == "cifar100" else ("cat", "dog", "owl")
+
+
 def record(run, order: float = 1.0, leak: bool = False) -> dict:
-    """A record as the training writes it, with an invented learning curve."""
+    """A record as the training writes it, with an invented learning curve; CIFAR-10's as it was before other data."""
     p, draw = run.params, np.random.default_rng(_number(run.name))
     rate = {1e-4: 12.0, 1e-2: 2.0}.get(p.lr, 0.0)
     top = 84 + order * (0.5 * (p.kernel - 9) - 2.2 * (p.patch - 1)) - rate + 0.25 * draw.normal()
@@ -111,10 +120,10 @@ def record(run, order: float = 1.0, leak: bool = False) -> dict:
         "schema": records.SCHEMA, "run": run.name, "study": p.study, "params": dataclasses.asdict(p),
         "fingerprint": p.fingerprint, "numerics": NUMERICS, "history": history, "selected_epoch": best + 1,
         "test_acc": test, "test_loss": history[best]["val_loss"], "last_test_acc": round(test - 0.11, 2),
-        "last_test_loss": history[-1]["val_loss"], "per_class_acc": dict.fromkeys(CLASSES, test),
+        "last_test_loss": history[-1]["val_loss"], "per_class_acc": dict.fromkeys(classes(p), test),
         "seconds": seconds, "seconds_per_epoch": seconds / p.epochs, "images_per_second": speed,
         "peak_memory_mb": 900.0 / p.patch, "parameters": 50_000 + 256 * p.kernel**2,
-        "forward_macs": 30_000_000 // p.patch**2, "data_digest": "sha256:" + "0" * 64, "train_images": 45_000,
+        "forward_macs": 30_000_000 // p.patch**2, "data_digest": "sha256:" + "0" * 64, "train_images": p.train_images or 240,
         "val_images": 5_000, "checkpoints": 3, "resumed": 0, "started": "2026-01-01T00:00:00+00:00",
         "finished": "2026-01-01T01:00:00+00:00",
         "environment": {
@@ -122,15 +131,15 @@ def record(run, order: float = 1.0, leak: bool = False) -> dict:
             "numpy": "0.0-made", "pillow": "0.0-made", "system": "Linux made-up", "cpu": "Made-Up Processor <1>",
             "gpu": None, "threads": 2, "cores": 2, "device": "cpu", "native": True, "commit": "0" * 40, "dirty": False,
         },
-    }  # fmt: skip
+    } | ({} if p.dataset == "cifar10" else {"classes": list(classes(p)), "test_images": len(LABELS)})  # fmt: skip
 
 
-def _predictions(accuracy: float, name: str) -> np.ndarray:
+def _predictions(accuracy: float, name: str, labels: np.ndarray, classes: int) -> np.ndarray:
     """Classes (10000,) with exactly this accuracy (%), wrong on images that depend little on the name."""
-    predicted, wrong = LABELS.copy(), round((100 - accuracy) * 100)
+    predicted, wrong = labels.copy(), round((100 - accuracy) * 100)
     noise = np.random.default_rng(0).random(10_000) + 0.2 * np.random.default_rng(_number(name)).random(10_000)
     where = np.argsort(noise)[:wrong]
-    predicted[where] = (predicted[where] + 1) % 10
+    predicted[where] = (predicted[where] + 1) % classes
     return predicted
 
 
@@ -156,4 +165,9 @@ def bench(**images_per_second) -> dict:
         "share_of_bound": 0.6,
     }
     epochs = [{"name": "256/8 k=9 p=4", "data_share": 0.031}]
-    return {"networks": [network], "epochs": epochs, "environment": {"cpu": "a processor", "vectors": "AVX2"}, "threads": 2}
+    return {
+        "networks": [network],
+        "epochs": epochs,
+        "environment": {"cpu": "a processor", "vectors": "AVX2"},
+        "threads": 2,
+    }

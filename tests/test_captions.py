@@ -31,7 +31,7 @@ def test_what_shows_times_names_the_machine(home):
         assert captions.basis(make, runs).endswith(where)
     bench = made.bench(default=3)
     for make in (tables.speed, figures.speed):
-        assert captions.basis(make, bench) == "Measured on a processor (2 threads)."
+        assert captions.basis(make, bench) == "Measured on a processor (AVX2, 2 threads)."
 
 
 def test_the_table_of_all_studies_names_all_machines(home):

@@ -17,7 +17,7 @@ RUNS = ["k3-p1-seed0", "k5-p1-seed0", "k7-p1-seed0", "k9-p1-seed0"]
 def study(monkeypatch, tmp_path):
     """A study of four runs in a folder with a hard name, the data at hand, and no variable set."""
     made.place(monkeypatch, tmp_path / "it's | here")
-    monkeypatch.setattr(cluster, "cifar10", lambda data_dir: None)
+    monkeypatch.setattr(cluster.datasets, "load", lambda p: None)
     for name in (*cluster.OPTIONS, "SBATCH_PARTITION"):
         monkeypatch.delenv(name, raising=False)
     return made.study(settings=[f"kernel-{kernel}" for kernel in (3, 5, 7, 9)])
@@ -66,10 +66,10 @@ def test_what_is_finished_refused_queued_or_held_is_not_submitted(study, slurm, 
 
 
 def test_without_data_nothing_is_submitted(study, slurm, monkeypatch, capsys):
-    def unreachable(data_dir):
+    def unreachable(p):
         raise DataError("CIFAR-10 could not be had")
 
-    monkeypatch.setattr(cluster, "cifar10", unreachable)
+    monkeypatch.setattr(cluster.datasets, "load", unreachable)
     assert all_runs.main([study.name, "--submit"]) == 1
     assert capsys.readouterr().err == "CIFAR-10 could not be had\n" and "sbatch" not in slurm.asked
 

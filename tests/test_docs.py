@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from lib import records
+from lib.data.datasets import of_folder
 from lib.runs import run
 from lib.study import ROOT
 
@@ -56,3 +57,10 @@ def test_every_field_of_a_record_and_no_other_is_in_the_document(reports, tiny):
     parts = sections((ROOT / "docs" / "records.md").read_text(encoding="utf-8"))
     assert sorted(listed(parts["`result.json`"])) == sorted(fields)
     assert sorted(listed(parts["`arrays.npz`"])) == sorted(records.read_arrays(record))
+
+
+def test_the_pictures_that_a_document_draws_are_a_data_set(tmp_path):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extend.md").read_text(encoding="utf-8"), re.DOTALL)
+    subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True)
+    data = of_folder(tmp_path / "data" / "shapes")
+    assert data.classes == ("circle", "square", "triangle") and len(data.train_images) == 240

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lib.data import download
 from lib.data.download import COPY, NPM_FILE, OFFICIAL, UNPACKED, DataError
-from lib.data.loader import MEAN, STD
+from lib.records import MEAN, STD
 from lib.study import ROOT
 
 

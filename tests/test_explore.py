@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from lib.data.loader import MEAN, STD, as_images
+from lib.data.loader import as_images
 from lib.explore import look_inside, probabilities, receptive_field
 from lib.model import network
 from lib.params import Params
+from lib.records import MEAN, STD, Normal
 
 
 @pytest.fixture
@@ -38,7 +39,9 @@ def test_the_receptive_field_is_the_mean_size_of_a_gradient(images, std):
         x = torch.tensor((image / 255 - MEAN) / STD[std], dtype=torch.float32).permute(2, 0, 1)[None].requires_grad_()
         model.blocks(model.stem(x))[0, :, 4, 4].sum().backward()
         total += x.grad[0].abs().mean(0).numpy()
-    np.testing.assert_allclose(receptive_field(model, images, std), total / len(images), rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(
+        receptive_field(model, images, Normal(MEAN, STD[std])), total / len(images), rtol=1e-4, atol=1e-9
+    )
 
 
 def test_the_receptive_field_ends_where_the_kernels_do(images):

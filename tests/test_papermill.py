@@ -80,6 +80,10 @@ def test_redirected_from_the_notebooks_folder_and_with_an_output_path(copy):
 MISTAKES = [
     (("-p", "kernal", "7"), "kernal: unknown parameter, did you mean kernel?"),
     (("-p", "kernel", "abc"), "kernel='abc': give a whole number"),
+    (
+        ("-p", "dataset", "cifar-100"),
+        "dataset=cifar-100: give cifar10, cifar100 or folder:PATH, did you mean",
+    ),
     (("-p", "x=1;import os", "1"), "x=1;import os: unknown parameter"),
     (("-f", "params/studies/none.yaml"), "params/studies/none.yaml: no such file"),
     (("-y", "{patch: 3}"), "patch=3: an image of 32 x 32 needs one of"),

@@ -48,6 +48,14 @@ REFUSED = [
     ({"patch": 32, "batch_size": 1, "train_size": 1}, "batch_size=1: at patch=32 BatchNorm needs 2 images or more"),
     ({"train_size": 46_000}, "train_size=46000: 45000 training images are left"),
     ({"val_size": 5005}, "val_size=5005: give a multiple of 10"),
+    ({"val_size": 50, "dataset": "cifar100"}, "val_size=50: give a multiple of 100"),
+    ({"dataset": "cifar-100"}, "dataset=cifar-100: give cifar10, cifar100 or folder:PATH, did you mean cifar100?"),
+    ({"dataset": "CIFAR10"}, "dataset=CIFAR10: give cifar10, cifar100 or folder:PATH, did you mean cifar10?"),
+    ({"dataset": "data/pets"}, "did you mean folder:data/pets?"),
+    ({"dataset": "folder:"}, "dataset=folder:: give cifar10, cifar100 or folder:PATH"),
+    ({"dataset": "mnist"}, "dataset=mnist: give cifar10, cifar100 or folder:PATH"),
+    ({"dataset": "folder:a\nb"}, "give cifar10, cifar100 or folder:PATH"),
+    ({"datset": "cifar100"}, "datset: unknown parameter, did you mean dataset?"),
     ({"val_size": 0}, "select=best_val: best_val needs val_size above 0"),
     ({"arch": "resnet"}, "arch=resnet: give one of convmixer, vit, cnn"),
     ({"arch": "vit", "dim": 40}, "dim=40: a vit has heads of 16 channels"),
@@ -120,7 +128,7 @@ def test_a_misspelt_name_in_a_parameters_cell_is_refused_until_the_cell_is_mende
 
 
 OTHER = {
-    "arch": "cnn", "std": "images",
+    "arch": "cnn", "std": "images", "dataset": "cifar100",
     "kernel": 3, "patch": 4, "dim": 64, "depth": 4, "epochs": 10, "batch_size": 32, "lr": 0.1, "schedule": "constant",
     "weight_decay": 0.5, "decay_1d": False, "eps": 1e-3, "clip": 1.0, "crop": "none", "crop_scale": 0.5,
     "crop_ratio": 1.0, "flip": False, "randaugment": "none", "jitter": 0.1, "erasing": 0.5, "erasing_mode": "pixel",
@@ -172,6 +180,9 @@ def test_a_run_is_named_after_what_distinguishes_it():
     assert run_name(base, base) == "k9-p1-seed0"
     assert run_name(base.replace(kernel=3, seed=2, workers=2, setting="kernel-3"), base) == "k3-p1-seed2"
     assert run_name(base.replace(lr=1e-4, epochs=10), base) == "k9-p1-epochs10-lr0.0001-seed0"
+    assert run_name(base.replace(dataset="cifar100"), base) == "k9-p1-datasetcifar100-seed0"
+    assert run_name(base.replace(dataset="folder:/far/my pets"), base) == "k9-p1-datasetmy_pets-seed0"
+    assert run_name(base.replace(dataset=f"folder:{'long' * 80}"), base) == f"k9-p1-dataset{'long' * 10}-seed0"
     assert run_name(base.replace(flip=False), base) == "k9-p1-flip-off-seed0"
     assert run_name(base.replace(arch="vit", dim=48, patch=4), base) == "vit-p4-dim48-seed0"
     assert run_name(base.replace(arch="cnn", kernel=3, patch=2, dim=32, seed=1), base) == "cnn-seed1"

@@ -81,5 +81,5 @@ def test_make_hands_any_file_name_on_whole(cat):
 
 
 def test_the_network_needs_no_data(monkeypatch, cat):
-    monkeypatch.setattr(explore, "cifar10", None)
+    monkeypatch.setattr(explore.datasets, "read", None)
     assert len(predict.predict(cat)) == 10

@@ -59,6 +59,7 @@ def copy(tmp_path_factory):
         made.fill(part, skip={run.name for run in part.runs[:2]})
         made.stop(part, part.runs[0], "failure", reason="<b>out of memory</b>", epoch=1)
         made.study("none", seeds=range(2))
+        made.fill(made.study("pets", settings=[*made.SETTINGS, "cnn"], seeds=range(2), dataset="folder:my pets"))
     return home
 
 
@@ -147,6 +148,23 @@ def test_without_runs_the_page_names_the_command(copy):
     assert "Table II" in shown and not {"Kernel steps", "Selection", "Settings", "Classes"} & set(shown)
 
 
+def test_a_page_of_other_data_says_so_and_shows_nothing_that_others_published(copy):
+    ran = build(copy, "pets")
+    assert ran.returncode == 0, ran.stderr
+    saved = files(copy / "reports" / "pets")
+    text = saved["index.html"].decode()
+    assert_offline(Page(text))
+    assert "<title>ConvMixer on my pets: pets</title>" in text and "ConvMixer on my pets: kernel and patch" in text
+    assert "3 classes (cat, dog, owl); 45,000 images to train with, 5,000 for validation, 10,000 for the test" in text
+    # Neither a section nor a file about it, and none of its figures.
+    assert not [name for name in saved if any(word in name for word in ("claims", "gap", "table-iv"))]
+    assert "table-iii-patch" in text and "other-settings" in text
+    said = re.sub(r"<details.*?</details>|<style.*?</style>", "", text, flags=re.DOTALL)
+    for figure in ("88.94", "95.88", "80.96", "92.61", "85.65", "CIFAR", "the paper (%)", "the original (%)"):
+        assert figure not in said
+    assert not re.search(r"\bnan\b", re.sub(r"<[^>]+>", " ", said))
+
+
 def test_a_failing_notebook_is_one_line_and_keeps_the_old_page(copy):
     broken = copy.parent / "broken"
     shutil.copytree(copy, broken)
@@ -197,4 +215,6 @@ def test_the_front_page_lists_the_studies_that_have_runs(copy, built):
     assert (done.stdout.strip(), done.returncode) == ("reports/index.html", 0), done.stderr
     text = (copy / "reports" / "index.html").read_text(encoding="utf-8")
     assert '<a href="part/index.html">part</a>' in text and "16 of 18" in text and "The paper" in text
+    other = text[text.index('id="other-images"') :]
+    assert 'href="pets/index.html"' in other[: other.index("</figure>")] and text.count("pets/index.html") == 1
     assert_offline(Page(text))

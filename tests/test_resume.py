@@ -3,6 +3,8 @@
 Here inside one process, by exceptions; tests/faults kills real processes.
 """
 
+import dataclasses
+
 import pytest
 import safetensors.torch
 import torch
@@ -28,9 +30,9 @@ class BrokenOff(Exception):
 
 
 @pytest.fixture(scope="module")
-def few(cifar):
+def few(data):
     """CIFAR-10 with 500 test images."""
-    return {name: array[:500] if name.startswith("test") else array for name, array in cifar.items()}
+    return dataclasses.replace(data, test_images=data.test_images[:500], test_labels=data.test_labels[:500])
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -164,15 +165,27 @@ def test_without_data_nothing_is_trained_and_what_is_finished_needs_none(monkeyp
     made.place(monkeypatch, tmp_path)
     study = made.study(settings=["kernel-3", "kernel-9"])
 
-    def unreachable(data_dir):
+    def unreachable(p):
         raise DataError("CIFAR-10 could not be had")
 
-    monkeypatch.setattr(all_runs, "cifar10", unreachable)
+    monkeypatch.setattr(all_runs.datasets, "load", unreachable)
     assert all_runs.main([study.name]) == 1
     assert "CIFAR-10 could not be had" in capsys.readouterr().err
     made.fill(study)
     assert all_runs.main([study.name]) == 0
     assert "made: 2 of 2 runs are finished" in capsys.readouterr().out
+
+
+def test_on_a_folder_that_has_changed_nothing_is_trained(monkeypatch, tmp_path, capsys):
+    made.place(monkeypatch, tmp_path)
+    study = made.study(settings=["kernel-3", "kernel-9"], dataset="folder:pets")
+    made.fill(study, skip={study.runs[1].name})
+    monkeypatch.setattr(all_runs, "announce", lambda *_: pytest.fail("it would be trained"))
+    monkeypatch.setattr(all_runs.datasets, "load", lambda p: SimpleNamespace(digest="of now"))
+    assert all_runs.main([study.name]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("folder:pets: holds other images than k3-p1-seed0 was trained on (sha256:000")
+    assert said.count("\n") == 1 and "-> of now): bring them back, or move reports/made/runs away" in said
 
 
 def test_a_run_that_another_process_finishes_at_this_moment_has_not_failed(monkeypatch, tmp_path, capsys):
@@ -188,7 +201,7 @@ def test_a_run_that_another_process_finishes_at_this_moment_has_not_failed(monke
         return "pid 1 on elsewhere" if len(asked) == 2 else None
 
     monkeypatch.setattr(all_runs, "holder", finishing)
-    monkeypatch.setattr(all_runs, "cifar10", lambda data_dir: None)
+    monkeypatch.setattr(all_runs.datasets, "load", lambda p: None)
     monkeypatch.setattr(all_runs, "announce", lambda *_: "")
     assert all_runs.main([study.name]) == 0
     assert len(asked) == 3 and "left to pid 1 on elsewhere" in capsys.readouterr().out
@@ -252,7 +265,7 @@ def test_a_run_that_fails_before_training_leaves_its_reason_and_one_that_is_stop
     made.stop(study, study.runs[0], "failure", reason="of an earlier attempt", epoch=1)
     command = [all_runs.sys.executable, "-c", f"import os, signal, sys; {code}"]
     monkeypatch.setattr(all_runs, "notebook_command", lambda run, folder: command)
-    monkeypatch.setattr(all_runs, "cifar10", lambda data_dir: None)
+    monkeypatch.setattr(all_runs.datasets, "load", lambda p: None)
     monkeypatch.setattr(all_runs, "announce", lambda *_: "")
     assert all_runs.main([study.name]) == 1
     shown = capsys.readouterr().err.splitlines()[-1]
@@ -297,7 +310,7 @@ def test_runs_at_a_time_divide_the_cores_and_the_gpus_among_them(monkeypatch, tm
     monkeypatch.setattr(all_runs.machine, "cores", lambda: 8)
     monkeypatch.setattr(all_runs, "process", Gpus)
     monkeypatch.setattr(all_runs, "execute", execute)
-    monkeypatch.setattr(all_runs, "cifar10", lambda data_dir: None)
+    monkeypatch.setattr(all_runs.datasets, "load", lambda p: None)
     monkeypatch.setattr(all_runs, "announce", lambda *_: "")
     assert all_runs.main([study.name, "--jobs", str(jobs)]) == 1
     said = capsys.readouterr().err

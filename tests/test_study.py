@@ -49,6 +49,15 @@ def test_one_configuration_is_one_run_however_many_settings_show_it():
     assert len(studies.load("laptop").runs) == 9 * 5
 
 
+def test_a_study_is_of_one_data_set(params_folder):
+    text = "study: s\ndataset: cifar100\nsettings: [kernel-3]\n"
+    (params_folder / "studies" / "s.yaml").write_text(text)
+    assert [run.name for run in studies.load("s").runs] == ["k3-p1-seed0"]
+    (params_folder / "settings" / "kernel-3.yaml").write_text("kernel: 3\ndataset: cifar10\n")
+    with pytest.raises(ParameterError, match=r"kernel-3.yaml: a study is of one data set; say `dataset:` in .*s.yaml"):
+        studies.load("s")
+
+
 def test_a_study_may_change_a_setting_and_a_setting_changes_the_study(params_folder):
     text = "study: s\nepochs: 7\nkernel: 5\nseeds: [3, 4]\nsettings: [kernel-3, patch-1: {epochs: 2}]\n"
     (params_folder / "studies" / "s.yaml").write_text(text)

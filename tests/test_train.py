@@ -1,5 +1,6 @@
 """The loop: the same seed gives the same bits, the schedules are the published ones, selection does what it says."""
 
+import dataclasses
 import time
 
 import numpy as np
@@ -21,9 +22,9 @@ def computed(history):
     return [{name: value for name, value in entry.items() if name not in TIMES} for entry in history]
 
 
-def trained(p, cifar, folder):
+def trained(p, data, folder):
     folder.mkdir()
-    return fit(p, cifar, folder, say=lambda text: None)
+    return fit(p, data, folder, say=lambda text: None)
 
 
 def same(a, b):
@@ -37,49 +38,49 @@ def same(a, b):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("native", [True, False])
-def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path, cifar, tiny, dtype, native):
-    first = trained(tiny(dtype=dtype, native=native), cifar, tmp_path / "first")
-    again = trained(tiny(dtype=dtype, native=native), cifar, tmp_path / "again")
-    other = trained(tiny(dtype=dtype, native=native, seed=1), cifar, tmp_path / "other")
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path, data, tiny, dtype, native):
+    first = trained(tiny(dtype=dtype, native=native), data, tmp_path / "first")
+    again = trained(tiny(dtype=dtype, native=native), data, tmp_path / "again")
+    other = trained(tiny(dtype=dtype, native=native, seed=1), data, tmp_path / "other")
     assert same(first, again)
     assert not same(first, other)
 
 
-def test_plain_layers_work_in_float32_where_bfloat16_would_be_slow(tmp_path, cifar, tiny, monkeypatch):
+def test_plain_layers_work_in_float32_where_bfloat16_would_be_slow(tmp_path, data, tiny, monkeypatch):
     runs = {}
     for dtype, there in (("float32", True), ("bfloat16", True), ("bfloat16", False)):
         monkeypatch.setattr(train, "has_bfloat16", lambda device, there=there: there)
-        runs[dtype, there] = trained(tiny(dtype=dtype, native=False), cifar, tmp_path / f"{dtype} {there}")
+        runs[dtype, there] = trained(tiny(dtype=dtype, native=False), data, tmp_path / f"{dtype} {there}")
     assert same(runs["bfloat16", False], runs["float32", True])
     assert "in float32" in runs["bfloat16", False].native
     assert not same(runs["bfloat16", True], runs["float32", True])
     assert runs["bfloat16", True].native == "native=False"
 
 
-def test_a_checkpoint_of_another_arithmetic_is_refused(tmp_path, cifar, tiny, monkeypatch):
+def test_a_checkpoint_of_another_arithmetic_is_refused(tmp_path, data, tiny, monkeypatch):
     """bfloat16 where it was begun, float32 where it would go on: the two must not end up in one run."""
     p = tiny(dtype="bfloat16", native=False)
     monkeypatch.setattr(train, "has_bfloat16", lambda device: True)
-    assert trained(p, cifar, tmp_path / "run").dtype == "bfloat16"
+    assert trained(p, data, tmp_path / "run").dtype == "bfloat16"
     monkeypatch.setattr(train, "has_bfloat16", lambda device: False)
     with pytest.raises(RecordError, match="begun in bfloat16, here it would go on in float32"):
-        fit(p, cifar, tmp_path / "run", say=lambda _: None)
+        fit(p, data, tmp_path / "run", say=lambda _: None)
 
 
-def test_writing_a_checkpoint_is_not_counted_as_training(tmp_path, cifar, tiny, monkeypatch):
+def test_writing_a_checkpoint_is_not_counted_as_training(tmp_path, data, tiny, monkeypatch):
     """images_per_second is of training alone; the run's seconds hold the writing too."""
     save = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda *arguments: (time.sleep(0.3), save(*arguments)))
     p = tiny(checkpoint_minutes=1e-9)
-    result = trained(p, cifar, tmp_path / "run")
+    result = trained(p, data, tmp_path / "run")
     assert result.state.seconds > 0.3 * (result.state.checkpoints - 1)
     assert result.state.checkpoints == 10
     assert all(p.train_size / entry["images_per_second"] < 0.9 for entry in result.state.history)
 
 
-def test_native_and_plain_layers_learn_alike_within_the_noise_between_seeds(tmp_path, cifar):
+def test_native_and_plain_layers_learn_alike_within_the_noise_between_seeds(tmp_path, data):
     """Training loss and validation accuracy of `quick` at p=4, shortened; and a difference that this would notice."""
-    few = {name: array[: {"train": 50_000, "test": 100}[name.split("_")[0]]] for name, array in cifar.items()}
+    few = dataclasses.replace(data, test_images=data.test_images[:100], test_labels=data.test_labels[:100])
     base = (
         studies.load("quick")
         .runs_of("patch-4")[0]
@@ -104,48 +105,48 @@ def test_native_and_plain_layers_learn_alike_within_the_noise_between_seeds(tmp_
     assert apart(curves(native=True, lr=base.lr / 3), plain).max() > 1
 
 
-def test_workers_change_nothing(tmp_path, cifar, tiny):
+def test_workers_change_nothing(tmp_path, data, tiny):
     assert same(
-        trained(tiny(), cifar, tmp_path / "none"), trained(tiny(workers=2), cifar, tmp_path / "two")
+        trained(tiny(), data, tmp_path / "none"), trained(tiny(workers=2), data, tmp_path / "two")
     )  # fmt: skip
 
 
-def test_it_learns(tmp_path, cifar, tiny):
+def test_it_learns(tmp_path, data, tiny):
     p = tiny(patch=4, dim=32, epochs=3, train_size=2000, mixup=0, cutmix=0, erasing=0, randaugment="none", lr=0.02)
-    result = trained(p, cifar, tmp_path / "run")
+    result = trained(p, data, tmp_path / "run")
     assert result.state.history[-1]["loss"] < result.state.history[0]["loss"]
     assert result.state.history[-1]["train_acc"] > 25 and result.test["acc"] > 25  # chance is 10
 
 
 @pytest.mark.parametrize("p, epochs", [({"select": "last"}, [3]), ({"select": "best_val"}, [1, 2, 3])])
-def test_the_selected_epoch_is_the_one_asked_for(tmp_path, cifar, tiny, p, epochs):
-    result = trained(tiny(epochs=3, **p), cifar, tmp_path / "run")
+def test_the_selected_epoch_is_the_one_asked_for(tmp_path, data, tiny, p, epochs):
+    result = trained(tiny(epochs=3, **p), data, tmp_path / "run")
     assert result.selected_epoch in epochs
     if p["select"] == "best_val":
         scores = [entry["val_acc"] for entry in result.state.history]
         assert result.selected_epoch == 1 + int(np.argmax(scores))  # the first of equals
 
 
-def test_the_leak_is_in_the_history_only_where_it_is_asked_for(tmp_path, cifar, tiny):
-    leak = trained(tiny(select="best_test", val_size=0), cifar, tmp_path / "leak")
+def test_the_leak_is_in_the_history_only_where_it_is_asked_for(tmp_path, data, tiny):
+    leak = trained(tiny(select="best_test", val_size=0), data, tmp_path / "leak")
     assert max(entry["test_acc"] for entry in leak.state.history) == leak.test["acc"]
     assert leak.last_test["acc"] == leak.state.history[-1]["test_acc"]
     assert leak.state.history[0]["val_acc"] is None
-    honest = trained(tiny(), cifar, tmp_path / "honest")
+    honest = trained(tiny(), data, tmp_path / "honest")
     assert "test_acc" not in honest.state.history[0]
 
 
-def test_the_model_handed_back_has_the_selected_weights(tmp_path, cifar, tiny):
+def test_the_model_handed_back_has_the_selected_weights(tmp_path, data, tiny):
     p = tiny(epochs=3, select="best_test", val_size=0, lr=0.05)
-    result = trained(p, cifar, tmp_path / "run")
-    again = evaluate(p, result.state.model, result.state.model, cifar["test_images"], cifar["test_labels"])
+    result = trained(p, data, tmp_path / "run")
+    again = evaluate(p, result.state.model, result.state.model, data.test_images, data.test_labels)
     assert again["acc"] == pytest.approx(result.test["acc"], abs=0.02)
 
 
-def test_evaluation_counts_every_image_once(cifar, tiny):
+def test_evaluation_counts_every_image_once(data, tiny):
     model = ConvMixer(4, 1, 3, 8)
     forward = lambda images: nn.functional.one_hot(torch.full((len(images),), 3), 10).float()  # noqa: E731
-    result = evaluate(tiny(test_batch_size=333), model, forward, cifar["test_images"], cifar["test_labels"])
+    result = evaluate(tiny(test_batch_size=333), model, forward, data.test_images, data.test_labels)
     assert result["acc"] == 10.0 and len(result["logits"]) == 10_000 and set(result["logits"].argmax(1)) == {3}
     logits = torch.zeros(1, 10)
     logits[0, 3] = 1
@@ -176,8 +177,8 @@ def test_cosine_and_onecycle_are_torchs():
     assert schedule("constant", 0.7) == 1
 
 
-def test_the_learning_rate_of_a_run_is_its_schedule(tmp_path, cifar, tiny):
-    result = trained(tiny(schedule="triangular", lr=0.1, batch_size=320), cifar, tmp_path / "run")
+def test_the_learning_rate_of_a_run_is_its_schedule(tmp_path, data, tiny):
+    result = trained(tiny(schedule="triangular", lr=0.1, batch_size=320), data, tmp_path / "run")
     assert [entry["lr"] for entry in result.state.history] == pytest.approx([0.1 * 0.625, 0.1 * 0.16875])
 
 
@@ -191,7 +192,7 @@ def test_decay_of_1d_parameters_can_be_left_out():
         assert {group["weight_decay"] for group in groups if group["params"][0].ndim > 1} == {0.01}
 
 
-def test_clipping_bounds_the_step(cifar, tiny):
+def test_clipping_bounds_the_step(data, tiny):
     p = tiny(clip=1e-3)
     model, forward, _ = train.build(p, torch.device("cpu"))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
@@ -200,11 +201,11 @@ def test_clipping_bounds_the_step(cifar, tiny):
     assert torch.cat([w.grad.flatten() for w in model.parameters()]).norm() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_an_evaluation_that_is_no_number_stops_before_it_is_saved(tmp_path, cifar, tiny, monkeypatch):
+def test_an_evaluation_that_is_no_number_stops_before_it_is_saved(tmp_path, data, tiny, monkeypatch):
     real = train.evaluate
     monkeypatch.setattr(train, "evaluate", lambda *a: {**real(*a), "loss": float("inf")})
     with pytest.raises(TrainingError, match="became NaN or infinite in evaluation after epoch 1: lower lr"):
-        trained(tiny(), cifar, tmp_path / "run")
+        trained(tiny(), data, tmp_path / "run")
     assert not list((tmp_path / "run").iterdir())
 
 
@@ -229,8 +230,8 @@ def test_an_evaluation_that_is_no_number_stops_before_it_is_saved(tmp_path, cifa
     ids=str,
 )
 @pytest.mark.parametrize("native", [True, False])
-def test_the_smallest_sizes_that_are_not_refused_train(tmp_path, cifar, tiny, sizes, native):
-    few = {name: array[:10] if name.startswith("test") else array for name, array in cifar.items()}
+def test_the_smallest_sizes_that_are_not_refused_train(tmp_path, data, tiny, sizes, native):
+    few = dataclasses.replace(data, test_images=data.test_images[:10], test_labels=data.test_labels[:10])
     result = fit(tiny(epochs=1, native=native, **sizes), few, tmp_path, lambda text: None)
     assert np.isfinite(result.state.history[0]["loss"]) and len(result.test["logits"]) == 10
 
@@ -255,7 +256,7 @@ def test_times_for_people():
     assert [records.span(s) for s in (45, 600, 12_000)] == ["45 s", "10 min", "3 h 20 min"]
 
 
-def test_compiled_and_plain_agree(cifar, tiny):
+def test_compiled_and_plain_agree(data, tiny):
     plain = train.build(tiny(native=False), torch.device("cpu"))[1]
     compiled, note = train.build(tiny(compile=True), torch.device("cpu"))[1:]
     images = torch.randn(8, 3, 32, 32)

@@ -16,12 +16,12 @@ def run(tmp_path):
     return shutil.copytree(RUNS / "k9-p4-seed0", tmp_path / "k9-p4-seed0")
 
 
-def test_published_weights_classify_as_their_record_says(run, cifar):
-    agrees, text = verify.weights(run, cifar)
+def test_published_weights_classify_as_their_record_says(run):
+    agrees, text = verify.weights(run)
     assert (agrees and "0 of 10000 images classified otherwise" in text) or "another processor" in text
 
 
-def test_weights_of_another_run_are_found(run, cifar):
+def test_weights_of_another_run_are_found(run):
     other = RUNS / "k9-p4-seed1"
     if not (other / records.WEIGHTS).exists():  # git has those of seed 0 alone
         other = RUNS / "k7-p4-seed0"
@@ -29,14 +29,14 @@ def test_weights_of_another_run_are_found(run, cifar):
         record["params"]["kernel"] = 7
         records.write_json(run / records.RESULT, record)
     shutil.copy(other / records.WEIGHTS, run / records.WEIGHTS)
-    agrees, text = verify.weights(run, cifar)
+    agrees, text = verify.weights(run)
     assert not agrees and "images classified otherwise" in text
 
 
-def test_damaged_weights_are_one_line(run, cifar, capsys, monkeypatch):
+def test_damaged_weights_are_one_line(run, capsys, monkeypatch):
     (run / records.WEIGHTS).write_bytes(b"torn")
     with pytest.raises(records.RecordError, match="not readable"):
-        verify.weights(run, cifar)
+        verify.weights(run)
     assert verify.main(["nothing"]) == 1 and "no published run with weights" in capsys.readouterr().err
 
 

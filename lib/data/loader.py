@@ -1,4 +1,4 @@
-"""From CIFAR-10's arrays (see download.py) to batches: the validation split, augmented and plain batches."""
+"""From a data set's arrays (see datasets.py) to batches, augmented and plain."""
 
 from collections.abc import Iterator
 
@@ -7,23 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lib.data import datasets
 from lib.data.augment import Augment, Plan, normalise
-from lib.data.download import Arrays
 from lib.params import Params
-from lib.records import CLASSES, MEAN, STD
-
-
-def split(labels: np.ndarray, val_size: int, train_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training and of the validation images, both with (nearly) the same number from each class.
-
-    A function of its arguments alone, so all runs of a seed share the split. `train_size` 0 takes all that is left.
-    """
-    random = np.random.default_rng([seed, val_size])
-    columns = [random.permutation(np.flatnonzero(labels == c)) for c in range(len(CLASSES))]
-    # A row holds one image of each class: any number of leading rows is balanced.
-    rows = np.stack(columns, axis=1)  # (N / 10, 10)
-    val, train = rows[: val_size // 10].ravel(), rows[val_size // 10 :].ravel()
-    return np.sort(train[: train_size or None]), np.sort(val)
+from lib.records import USUAL, Normal
 
 
 def steps(images: int, batch_size: int) -> int:
@@ -65,19 +52,18 @@ class _Batches(Dataset):
         return as_images(self.augment.batch(self.plan, rows)), torch.from_numpy(self.labels[rows].astype(np.int64))
 
 
-def plain_batches(images: np.ndarray, batch_size: int, std: str = "pixels") -> Iterator[Tensor]:
+def plain_batches(images: np.ndarray, batch_size: int, normal: Normal = USUAL) -> Iterator[Tensor]:
     """Images (N, 32, 32, 3), uint8, in order and without augmentation, as batches (B, 3, 32, 32) for evaluation."""
     for first in range(0, len(images), batch_size):
-        yield as_images(normalise(images[first : first + batch_size], MEAN, STD[std]))
+        yield as_images(normalise(images[first : first + batch_size], *normal))
 
 
-def preview(p: Params, cifar: Arrays, epochs: int, count: int = 4) -> tuple[np.ndarray, np.ndarray]:
+def preview(p: Params, data: datasets.Dataset, epochs: int, count: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """The first training images as they are, (count, 32, 32, 3), and augmented, (epochs, count, 32, 32, 3), in 0..1."""
-    images = cifar["train_images"][:count]
-    std = STD[p.std]
-    augment = Augment(images, p, MEAN, std)
+    images, (mean, std) = data.train_images[:count], data.normal
+    augment = Augment(images, p, mean, std)
     shown = np.stack([augment.batch(augment.plan(epoch), np.arange(count)) for epoch in range(epochs)])
-    return images / 255, np.clip(shown * std + MEAN, 0, 1)
+    return images / 255, np.clip(shown * std + mean, 0, 1)
 
 
 def as_images(batch: np.ndarray) -> Tensor:

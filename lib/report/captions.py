@@ -5,7 +5,7 @@ import pandas as pd
 
 from lib import records
 from lib import study as studies
-from lib.params import TRAIN_IMAGES, Params
+from lib.params import Params
 from lib.report.claims import Evidence
 
 
@@ -38,7 +38,7 @@ def _sentence(done: list[dict], seeds: str, timed: bool) -> str:
         return "No run of ours is finished."
     params = [Params.of(**record["params"]) for record in done]
     networks = _either(p.network.partition(",")[0] for p in params)
-    images = _either(p.train_size or TRAIN_IMAGES - p.val_size for p in params)
+    images = _either(record["train_images"] for record in done)
     epochs = _either(p.epochs for p in params)
     where = f", on {' and '.join(machines(done))}" if timed else ""
     return f"{networks}, {epochs} epoch{'' if epochs == '1' else 's'} of {images} images, {seeds}{where}."

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lib import records
-from lib.params import TRAIN_IMAGES, Params, UserError
-from lib.records import CLASSES
+from lib.params import DATASETS, Params, UserError
 from lib.report import errors
 from lib.report.published import EPOCHS, NETWORK
 
@@ -26,12 +25,13 @@ def card(record: dict, arrays: dict[str, np.ndarray]) -> str:
     """The model card of a run as Markdown; `arrays` are those of records.read_arrays."""
     p, name = Params.of(**record["params"]), f"{record['study']}/{record['run']}"
     chances, labels = errors.softmax(arrays["logits"]), arrays["labels"]
+    classes = records.classes(record)
     return "\n".join([
         f"# {records.network_name(record)}: `{name}`",
         "",
-        f"A network that classifies 32 × 32 pictures into CIFAR-10's ten classes: **{record['test_acc']:.2f} %** of "
-        f"the {len(labels):,} test images are right. `weights.safetensors` holds its {record['parameters']:,} trained "
-        "values and BatchNorm's statistics, as float32.",
+        f"A network that classifies 32 × 32 pictures into {p.data}'s {_words(len(classes))} classes: "
+        f"**{record['test_acc']:.2f} %** of the {len(labels):,} test images are right. `weights.safetensors` holds its "
+        f"{record['parameters']:,} trained values and BatchNorm's statistics, as float32.",
         "",
         f"    make predict RUN={name} IMAGE=cat.jpg",
         "",
@@ -47,7 +47,7 @@ def card(record: dict, arrays: dict[str, np.ndarray]) -> str:
         "",
         "| class | right (%) | most often taken for |",
         "|---|---|---|",
-        *by_class(chances.argmax(1), labels),
+        *by_class(chances.argmax(1), labels, classes),
         "",
         "## Calibration",
         "",
@@ -60,8 +60,9 @@ def card(record: dict, arrays: dict[str, np.ndarray]) -> str:
         "## Licence",
         "",
         "The weights are under the repository's [MIT licence](../../../../../LICENSE). They were learned from "
-        "[CIFAR-10](https://www.cs.toronto.edu/~kriz/cifar.html) by Krizhevsky, Nair and Hinton, which names no "
-        "licence and asks that *Learning Multiple Layers of Features from Tiny Images* (Krizhevsky, 2009) be cited.",
+        + (f"[{p.data}](https://www.cs.toronto.edu/~kriz/cifar.html) by Krizhevsky, Nair and Hinton, which names no "
+           "licence and asks that *Learning Multiple Layers of Features from Tiny Images* (Krizhevsky, 2009) be cited."
+           if p.dataset in DATASETS else f"the pictures of `{p.dataset}`, whose own licence this card does not know."),
         "",
     ])  # fmt: skip
 
@@ -73,8 +74,8 @@ def recipe(record: dict, p: Params) -> list[tuple[str, str]]:
     arithmetic = environment.get("dtype") or p.dtype
     made = f"commit `{str(environment.get('commit'))[:12]}`, PyTorch {environment.get('torch')}"
     return [
-        ("images", f"{p.train_size or TRAIN_IMAGES - p.val_size:,} of CIFAR-10's {TRAIN_IMAGES:,} training images; "
-                   f"{p.val_size:,} others for validation; data `{record['data_digest']}`"),
+        ("images", f"{record['train_images']:,} of {p.data}'s {'50,000 ' if p.dataset in DATASETS else ''}training "
+                   f"images; {p.val_size:,} others for validation; data `{record['data_digest']}`"),
         ("training", f"{p.epochs} epochs in batches of {p.batch_size}, AdamW, {p.schedule} schedule with peak learning "
                      f"rate {p.lr:g}, weight decay {p.weight_decay:g}, seed {p.seed}, {arithmetic}"),
         ("other than the paper's", ", ".join(f"`{n}: {v}`" for n, v in overrides.items() if n != "seed") or "nothing"),
@@ -84,14 +85,14 @@ def recipe(record: dict, p: Params) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def by_class(said: np.ndarray, labels: np.ndarray) -> list[str]:
-    """A Markdown row a class: how often it is right, and what it is most often taken for; classes (N,)."""
+def by_class(said: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> list[str]:
+    """A Markdown row a class: how often it is right, and what it is most often taken for; said and labels (N,)."""
     rows = []
-    for number, name in enumerate(CLASSES):
-        counts = np.bincount(said[labels == number], minlength=len(CLASSES))
-        wrong = np.where(np.arange(len(CLASSES)) == number, -1, counts)
+    for number, name in enumerate(classes):
+        counts = np.bincount(said[labels == number], minlength=len(classes))
+        wrong = np.where(np.arange(len(classes)) == number, -1, counts)
         other, total = int(wrong.argmax()), max(counts.sum(), 1)
-        taken = f"{CLASSES[other]} ({100 * wrong[other] / total:.1f} %)" if wrong[other] > 0 else "–"
+        taken = f"{classes[other]} ({100 * wrong[other] / total:.1f} %)" if wrong[other] > 0 else "–"
         rows.append(f"| {name} | {100 * counts[number] / total:.1f} | {taken} |")
     return rows
 
@@ -111,10 +112,10 @@ def limits(record: dict, p: Params) -> list[str]:
     """What should not be expected of this network."""
     hard = min(record["per_class_acc"], key=record["per_class_acc"].get)
     said = [
-        "It knows ten classes and no other: whatever a picture shows, it is given one of their names, often with a "
-        "high probability.",
+        f"It knows {_words(len(record['per_class_acc']))} classes and no other: whatever a picture shows, it is given "
+        "one of their names, often with a high probability.",
         f"It sees 32 × 32 pixels. Weakest class: {hard}, {record['per_class_acc'][hard]:.1f} % right. On pictures that "
-        "are not like CIFAR-10's (other cameras, drawings, several things at once) it has not been measured.",
+        f"are not like {p.data}'s (other cameras, drawings, several things at once) it has not been measured.",
         f"One seed of its setting: another seed gives other weights and another accuracy, see [the page of "
         f"`{p.study}`](../../index.html) for their spread.",
     ]
@@ -124,6 +125,10 @@ def limits(record: dict, p: Params) -> list[str]:
             "accuracy says nothing of what the architecture can reach."
         )
     return [*said, "It is for study. Nothing should be decided by it."]
+
+
+def _words(n: int) -> str:
+    return "ten" if n == 10 else str(n)
 
 
 def write(reports: Path) -> list[Path]:

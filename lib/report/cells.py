@@ -40,10 +40,19 @@ def _sources(row) -> dict:
     return {**same, "dtype": row.record["environment"].get("dtype", row.params["dtype"])}
 
 
+def of_the_paper(runs: pd.DataFrame) -> bool:
+    """Whether runs are of CIFAR-10, the data of whatever the paper and the original have published."""
+    return all(params["dataset"] == "cifar10" for params in runs["params"])
+
+
 def ablation(runs: pd.DataFrame, what: str) -> list[str]:
-    """The settings of an ablation (kernel, patch or lr): the paper's and those that this study adds, by size."""
-    names = {f"{what}-{size}" for size in PUBLISHED.get(what, ())}
-    names |= {name for names in runs["settings"] for name in names if name.startswith(f"{what}-")}
+    """The settings of an ablation (kernel, patch or lr): the paper's and those that this study adds, by size.
+
+    On other data than the paper's only those that the study has, if it has any.
+    """
+    names = {name for names in runs["settings"] for name in names if name.startswith(f"{what}-")}
+    if of_the_paper(runs) or not names:
+        names |= {f"{what}-{size}" for size in PUBLISHED.get(what, ())}
     return sorted(names, key=lambda name: (size(name), name))
 
 

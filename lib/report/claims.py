@@ -45,8 +45,9 @@ class Evidence:
 
     @functools.cache  # noqa: B019  lives as long as a report is built
     def runs(self, study: str) -> pd.DataFrame:
-        """The runs of a study, as records.load gives them."""
-        return records.load(studies.load(study))
+        """The runs of a study, as records.load gives them; those of other data than the paper's count as missing."""
+        runs = records.load(studies.load(study))
+        return runs if cells.of_the_paper(runs) else runs.assign(status="missing", record=None)
 
     def accuracy(self, study: str, setting: str) -> dict[int, float]:
         """Test accuracy (%) of a setting's finished runs, by seed."""
@@ -376,8 +377,10 @@ def ledger(evidence: Evidence) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def tally(evidence: Evidence) -> list[str]:
-    """How many claims came out how, in a sentence."""
+def tally(evidence: Evidence, study: studies.Study | None = None) -> list[str]:
+    """How many claims came out how, in a sentence; nothing on the page of a study that is of other data."""
+    if study and study.base.dataset != "cifar10":
+        return []
     counts = ledger(evidence)["verdict"].value_counts()
     words_ = [f"{counts[word]} {word}" for word in (SUPPORTED, CONTRADICTED, NOT_RESOLVED, NOT_RUN) if word in counts]
     return [f"Of {len(CLAIMS)} claims of the paper, judged by all studies that are here: {', '.join(words_)}."]

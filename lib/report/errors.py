@@ -13,11 +13,12 @@ from lib.report import cells, stats
 from lib.report.columns import SETTING, N, number, shows, words
 from lib.report.figures import BLUE, GREY, WIDTH, described, styled
 
+SHOWN = 20  # classes that a table or a figure has room for
 BINS = 15  # of confidence, for the expected calibration error
 
 
 def outputs(runs: pd.DataFrame) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-    """Probabilities (10000, 10) and labels (10000,) of the finished seeds of each setting; a run counts once.
+    """Probabilities (N, classes) and labels (N,) of test images of each setting's finished seeds; a run counts once.
 
     The learning-rate sweep is left out: most of its rates are no good.
     """
@@ -29,6 +30,11 @@ def outputs(runs: pd.DataFrame) -> dict[str, list[tuple[np.ndarray, np.ndarray]]
             continue
         found.setdefault(row.settings[0], []).append((softmax(arrays["logits"]), arrays["labels"]))
     return found
+
+
+def names(runs: pd.DataFrame) -> tuple[str, ...]:
+    """The classes of the runs, by label; those of CIFAR-10 where none is finished."""
+    return records.classes(next(iter(runs["record"].dropna()), {}))
 
 
 def best(found: dict[str, list]) -> str:
@@ -44,7 +50,7 @@ def best_and_its_mistake(runs: pd.DataFrame) -> list[str]:
         return []
     name = best(found)
     accuracy = stats.mean([100 * (chances.argmax(1) == labels).mean() for chances, labels in found[name]])
-    true, taken, share = _most_frequent(taken_for(found[name]))
+    true, taken, share = _most_frequent(taken_for(found[name]), names(runs))
     half = f" ± {accuracy.half:.2f}" if accuracy.n > 1 else ""
     lead = f"Of {len(found)} settings `{name}` has the best accuracy: " if len(found) > 1 else f"`{name}` reaches "
     mistake = f"it takes {_a(true)} for {_a(taken)}: {share:.0f} % of that class"
@@ -52,18 +58,19 @@ def best_and_its_mistake(runs: pd.DataFrame) -> list[str]:
 
 
 def taken_for(seeds: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """What true classes (rows) are taken for (columns), in per cent of the row, over networks: (10, 10)."""
-    counts = np.zeros((10, 10))
+    """What true classes (rows) are taken for (columns), in per cent of the row, over networks: (classes, classes)."""
+    classes = seeds[0][0].shape[1]
+    counts = np.zeros((classes, classes))
     for chances, labels in seeds:
         np.add.at(counts, (labels, chances.argmax(1)), 1)
     return 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
 
-def _most_frequent(shares: np.ndarray) -> tuple[str, str, float]:
+def _most_frequent(shares: np.ndarray, classes: tuple[str, ...]) -> tuple[str, str, float]:
     """The most frequent mistake in `taken_for`: the class, what it is taken for, and how often (% of the class)."""
     off = shares * (1 - np.eye(len(shares)))
     true, taken = np.unravel_index(off.argmax(), off.shape)
-    return CLASSES[true], CLASSES[taken], float(off.max())
+    return classes[true], classes[taken], float(off.max())
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -79,10 +86,13 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     words("worst", "worst setting", "short", optional=True), number("worst_accuracy", "worst (%)", optional=True),
 )  # fmt: skip
 def by_class(runs: pd.DataFrame) -> pd.DataFrame:
-    """Test accuracy of each class, means over seeds: of all settings and, of several, the best and the worst at it."""
+    """Test accuracy of each class, means over seeds: of all settings and, of several, the best and the worst at it.
+
+    Of more than SHOWN classes the hardest half of SHOWN and the easiest, by the mean.
+    """
     accuracy: dict[str, dict[str, float]] = {}
     for setting, seeds in outputs(runs).items():
-        for number_, name in enumerate(CLASSES):
+        for number_, name in enumerate(names(runs)):
             shares = [100 * float((p.argmax(1) == labels)[labels == number_].mean()) for p, labels in seeds]
             accuracy.setdefault(name, {})[setting] = float(np.mean(shares))
     rows = []
@@ -93,7 +103,20 @@ def by_class(runs: pd.DataFrame) -> pd.DataFrame:
             several = len(values) > 1
             row |= {which: setting if several else "", f"{which}_accuracy": values[setting] if several else np.nan}
         rows.append(row)
+    if len(rows) > SHOWN:
+        rows.sort(key=lambda row: row["mean"])
+        rows = rows[: SHOWN // 2] + rows[-SHOWN // 2 :]
     return pd.DataFrame(rows)
+
+
+def left_out(runs: pd.DataFrame) -> list[str]:
+    """What the table and the figure of the classes do not show, where there are too many to show all."""
+    if (count := len(names(runs))) <= SHOWN:
+        return []
+    return [
+        f"Of {count} classes the table has the {SHOWN // 2} hardest and the {SHOWN // 2} easiest, the figure those in "
+        "the most frequent mistakes; each run's `result.json` has the accuracy of all."
+    ]
 
 
 @shows(
@@ -124,30 +147,43 @@ def calibration_of(chances: np.ndarray, labels: np.ndarray) -> tuple[float, floa
 
 @styled
 def confusion(runs: pd.DataFrame, setting: str | None = None) -> Figure | None:
-    """What true classes (rows) are taken for (columns), in per cent of the row, over the seeds of the best setting."""
+    """What true classes (rows) are taken for (columns), in per cent of the row, over the seeds of the best setting.
+
+    Of more than SHOWN classes those that are in the most frequent mistakes, about half of SHOWN.
+    """
     found = outputs(runs)
     if not found:
         return None
     setting = setting or best(found)
-    return confusion_of(found[setting], setting)
+    return confusion_of(found[setting], setting, names(runs))
 
 
 @styled
-def confusion_of(seeds: list[tuple[np.ndarray, np.ndarray]], name: str) -> Figure:
+def confusion_of(seeds: list[tuple[np.ndarray, np.ndarray]], name: str, classes: tuple[str, ...] = CLASSES) -> Figure:
     """What true classes (rows) are taken for (columns), in per cent of the row, by the networks called `name`.
 
-    Each is given by its probabilities (N, 10) and labels (N,); one is enough.
+    Each is given by its probabilities (N, classes) and labels (N,); one is enough. Of more than SHOWN classes those of
+    the most frequent mistakes are shown.
     """
     shares = taken_for(seeds)
+    true, taken, share = _most_frequent(shares, classes)
+    most = f"most often {true} is taken for {taken} ({share:.0f} %)"
+    shown = np.array(classes)
+    if len(classes) > SHOWN:
+        off = shares * (1 - np.eye(len(shares)))
+        worst = np.argsort(-off, axis=None, kind="stable")[: SHOWN // 4]  # pairs
+        kept = sorted(set(np.concatenate(np.unravel_index(worst, off.shape))))
+        most += f"; shown are {len(kept)} of {len(classes)} classes"
+        shown, shares = shown[kept], shares[np.ix_(kept, kept)]
     figure = Figure((WIDTH, 4.6), layout="constrained")
     axes = figure.subplots()
-    look = {"annot": True, "fmt": ".0f", "annot_kws": {"fontsize": 8}, "cmap": "Blues", "cbar": False, "square": True}
-    sns.heatmap(shares, ax=axes, vmin=0, vmax=100, **look)
-    axes.set(xlabel="taken for", ylabel="true class", xticklabels=CLASSES, yticklabels=CLASSES)
-    axes.tick_params(axis="x", rotation=60, labelsize=9)
-    axes.tick_params(axis="y", rotation=0, labelsize=9)
-    true, taken, share = _most_frequent(shares)
-    most = f"most often {true} is taken for {taken} ({share:.0f} %)"
+    small = 8 if len(shown) <= 12 else 6
+    look = {"annot": True, "fmt": ".0f", "annot_kws": {"fontsize": small}, "cmap": "Blues", "cbar": False}
+    short = [word if len(word) <= 20 else f"{word[:19]}…" for word in shown]
+    sns.heatmap(shares, ax=axes, vmin=0, vmax=100, square=True, **look)
+    axes.set(xlabel="taken for", ylabel="true class", xticklabels=short, yticklabels=short)
+    axes.tick_params(axis="x", rotation=60, labelsize=small + 1)
+    axes.tick_params(axis="y", rotation=0, labelsize=small + 1)
     return described(figure, f"Confusion of {name} (n={len(seeds)}): {most}.")
 
 
@@ -164,13 +200,15 @@ def mistakes(runs: pd.DataFrame, cifar: dict[str, np.ndarray] | None) -> Figure 
     if any(not np.array_equal(labels, cifar["test_labels"]) for _, labels in seeds):
         return None  # logits of other images than these
     chances = np.mean([p for p, _ in seeds], axis=0)
-    return mistakes_of(cifar["test_images"], cifar["test_labels"], chances)
+    return mistakes_of(cifar["test_images"], cifar["test_labels"], chances, names(runs))
 
 
 @styled
-def mistakes_of(images: np.ndarray, labels: np.ndarray, chances: np.ndarray, count: int = 12) -> Figure | None:
+def mistakes_of(
+    images: np.ndarray, labels: np.ndarray, chances: np.ndarray, classes: tuple[str, ...] = CLASSES, count: int = 12
+) -> Figure | None:
     """The `count` images (N, 32, 32, 3) that are wrong with the highest probability, with what each is and is taken
-    for; labels (N,), chances (N, 10). None where nothing is wrong.
+    for; labels (N,), chances (N, classes). None where nothing is wrong.
     """
     said = chances.argmax(1)
     wrong = np.flatnonzero(said != labels)
@@ -184,7 +222,7 @@ def mistakes_of(images: np.ndarray, labels: np.ndarray, chances: np.ndarray, cou
         axes.set_axis_off()
     told = []
     for axes, i in zip(grid.flat, worst, strict=False):
-        true, taken, chance = CLASSES[labels[i]], CLASSES[said[i]], f"{100 * chances[i].max():.1f} %"
+        true, taken, chance = classes[labels[i]], classes[said[i]], f"{100 * chances[i].max():.1f} %"
         axes.imshow(images[i], interpolation="nearest")
         axes.set_title(f"{true}\n→ {taken}\n{chance}", fontsize=9)
         told.append(f"{_a(true)} for {_a(taken)} ({chance})")
@@ -235,7 +273,8 @@ def reliability(runs: pd.DataFrame) -> Figure | None:
         chances, labels = (np.concatenate(parts) for parts in zip(*seeds, strict=True))
         confidence, right = chances.max(1), chances.argmax(1) == labels
         place = np.minimum((confidence * 10).astype(int), 9)
-        bins = [b for b in range(10) if (place == b).sum() >= 50]
+        least = max(1, min(50, len(labels) // 20))  # images; a point of fewer says nothing
+        bins = [b for b in range(10) if (place == b).sum() >= least]
         points = [(100 * confidence[place == b].mean(), 100 * right[place == b].mean()) for b in bins]
         axes.plot(*zip(*points, strict=True), color=BLUE, alpha=0.45, marker="o", markersize=3, linewidth=1)
     axes.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100))

@@ -16,7 +16,6 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from lib import records
 from lib import study as studies
-from lib.params import TRAIN_IMAGES
 from lib.report import cells, published, stats, tables
 from lib.report.columns import signed
 from lib.study import Study
@@ -63,13 +62,16 @@ def workflow(study: Study, runs: pd.DataFrame) -> Figure:
     done = int((runs["status"] == "done").sum())
     digests = sorted({record["data_digest"] for record in runs["record"].dropna()})
     base = study.base
-    training = base.train_size or TRAIN_IMAGES - base.val_size
-    counts = f"{training:,} training, {base.val_size:,} validation, {published.TEST_IMAGES:,} test images"
+    first = next(iter(runs["record"].dropna()), {})
+    training, test = base.train_images or first.get("train_images"), records.test_images(first)
+    counts = (
+        f"{training:,} training, {base.val_size:,} validation, {test:,} test images" if training else "not read yet"
+    )
     params, shown = studies.PARAMS.relative_to(root), folder.relative_to(records.REPORTS.parent)
     named = ", ".join([*settings[:3], *(["…"] if len(settings) > 3 else [])])
     asked = f"{_count(settings, 'setting')} × {_count(study.seeds, 'seed')}: {_count(study.runs, 'different run')}"
     stages = [
-        ("CIFAR-10", [counts, *(f"digest {digest[:24]}" for digest in digests)]),
+        (base.data[:12], [counts, *(f"digest {digest[:24]}" for digest in digests)]),
         ("Parameters", [f"{params}/studies/{study.name}.yaml", f"{params}/settings/: {named}"]),
         ("Runs", ["papermill, notebooks/train.ipynb, lib/", asked]),
         ("Records", [f"{shown}/runs/<run>/{records.RESULT}", f"{done} of {len(runs)} runs are finished"]),
@@ -112,10 +114,12 @@ def learning_rates(runs: pd.DataFrame) -> Figure | None:
             "marker": marker,
             "markersize": 4,
         }
-        axes.plot(*published.curve("sweep", row.lr), **hollow)
+        if cells.of_the_paper(runs):
+            axes.plot(*published.curve("sweep", row.lr), **hollow)
     if not told:
         return None
-    axes.plot([], [], "o--", mfc="white", color=GREY, markersize=4, linewidth=0.9, label="the paper's, test images")
+    if cells.of_the_paper(runs):
+        axes.plot([], [], "o--", mfc="white", color=GREY, markersize=4, linewidth=0.9, label="the paper's, test images")
     images = " and ".join(table["images"].unique())
     axes.set(xlabel="epoch", ylabel="accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -142,7 +146,7 @@ def baseline(runs: pd.DataFrame) -> Figure | None:
         _curve(
             accuracy, curves, "test_acc", "test, watched every epoch: a leak", color=PURPLE, marker="^", linestyle="-."
         )
-    if (p["dim"], p["depth"]) == published.NETWORK:
+    if (p["dim"], p["depth"]) == published.NETWORK and cells.of_the_paper(runs):
         hollow = {"color": ORANGE, "mfc": "white", "linestyle": ""}
         for run, marker in (("kernel-9", "D"), ("patch-1", "^")):
             accuracy.plot(*published.curve(run), label=f"the paper's {run} run, test", marker=marker, **hollow)
@@ -227,7 +231,8 @@ def both_ablations(runs: pd.DataFrame) -> Figure:
     for axes in grid[:, 1]:
         axes.set_ylabel("")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, columnspacing=1.2)
-    return described(figure, f"Test accuracy {'; '.join(told)}; with the paper's and the original's.")
+    theirs = "; with the paper's and the original's" if cells.of_the_paper(runs) else ""
+    return described(figure, f"Test accuracy {'; '.join(told)}{theirs}.")
 
 
 @styled
@@ -299,8 +304,8 @@ def _ablation(runs: pd.DataFrame, table: pd.DataFrame, what: str) -> Figure:
             for n, row in zip(names, table.itertuples(), strict=True)]  # fmt: skip
     theirs = [f"{n} {row.paper:.2f} and {row.original:.2f} %" for n, row in zip(names, table.itertuples(), strict=True)
               if row.paper > 0]  # fmt: skip
-    text = f"Test accuracy by {what} size. Ours: {', '.join(ours)}. The paper and the original: "
-    return described(figure, f"{text}{', '.join(theirs)}.")
+    beside = f" The paper and the original: {', '.join(theirs)}." if cells.of_the_paper(runs) else ""
+    return described(figure, f"Test accuracy by {what} size. Ours: {', '.join(ours)}.{beside}")
 
 
 def _levels_and_changes(above, below, runs: pd.DataFrame, table: pd.DataFrame, what: str) -> list[str]:
@@ -311,7 +316,8 @@ def _levels_and_changes(above, below, runs: pd.DataFrame, table: pd.DataFrame, w
     _points(above, [stats.mean(list(values.values())) for values in seeds], seeds, "ours")
     changes = [{s: values[s] - seeds[first][s] for s in values if s in seeds[first]} for values in seeds]
     _points(below, [stats.mean(list(values.values())) for values in changes], changes, None)
-    for name, column, look in (("the paper", "paper", PAPER), ("the original", "original", ORIGINAL)):
+    theirs = (("the paper", "paper", PAPER), ("the original", "original", ORIGINAL))
+    for name, column, look in theirs if cells.of_the_paper(runs) else ():
         above.plot(table.index, table[column], label=name, **look)
         below.plot(table.index, table[column] - table.loc[first, column], **look)
     names = [f"{what[0]}={size:.0f}" for size in table[what]]

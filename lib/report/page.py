@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lib import kernel, records
 from lib import study as studies
-from lib.params import ParameterError, UserError
+from lib.params import ParameterError, Params, UserError
 from lib.study import ROOT
 
 NOTEBOOK, FRONT = ROOT / "notebooks" / "summary.ipynb", ROOT / "notebooks" / "front.ipynb"
@@ -39,33 +39,43 @@ def build(study: str) -> Path:
     Raises ParameterError for a study that is not there and ReportError if the notebook fails; then the page, figures
     and tables of the last time stay as they were.
     """
-    studies.load(study)  # a bad name or file should be one line, before a kernel is started
-    return write(NOTEBOOK, {"study": study}, records.study_folder(study), f"ConvMixer on CIFAR-10: {study}")
+    p = studies.load(study).base  # a bad name or file should be one line, before a kernel is started
+    title = f"ConvMixer on {p.data}: {study}"
+    return write(NOTEBOOK, {"study": study}, records.study_folder(study), title, p)
 
 
 def build_front() -> Path:
     """Writes the page over all studies; its path. Raises ReportError if the notebook fails."""
-    return write(FRONT, {}, records.REPORTS, "ConvMixer on CIFAR-10, reproduced")
+    return write(FRONT, {}, records.REPORTS, "ConvMixer on CIFAR-10, reproduced", Params())
 
 
-def write(source: Path, parameters: dict, folder: Path, title: str) -> Path:
+def write(source: Path, parameters: dict, folder: Path, title: str, about: Params) -> Path:
     """Executes a notebook and writes its page, figures and tables into a folder; the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    notebook = execute(source, parameters, folder / EXECUTED)
+    notebook = execute(source, parameters, folder / EXECUTED, about)
     page = html(notebook, title)
     save_files(notebook, folder)
     records.write_bytes(folder / PAGE, page.encode())
     return folder / PAGE
 
 
-def execute(source: Path, parameters: dict, output: Path):
-    """Runs a notebook with papermill; returns the executed notebook, which `output` holds too."""
+def execute(source: Path, parameters: dict, output: Path, about: Params):
+    """Runs a notebook with papermill; returns the executed notebook, which `output` holds too.
+
+    Cells tagged `cifar10` are about what others published; without them a page is `about` other data, and with those
+    tagged `other-data` instead. Its first line says which data.
+    """
     import papermill
     from nbformat.reader import NotJSONError
+    from papermill.iorw import load_notebook_node
 
     try:
+        notebook = load_notebook_node(str(source))
+        needless = "other-data" if about.dataset == "cifar10" else "cifar10"
+        notebook.cells = [cell for cell in notebook.cells if needless not in cell.metadata.get("tags", ())]
+        notebook.cells[0].source = notebook.cells[0].source.replace(Params().data, about.data, 1)
         return papermill.execute_notebook(
-            source, output, parameters, kernel_name=kernel.NAME, language=kernel.LANGUAGE,
+            notebook, output, parameters, kernel_name=kernel.NAME, language=kernel.LANGUAGE,
             engine_name=kernel.ENGINE, progress_bar=False, cwd=source.parent,
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:

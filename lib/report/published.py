@@ -12,7 +12,6 @@ from pathlib import Path
 NETWORK = (256, 8)  # dim, depth of every network in the tables
 EPOCHS, ORIGINAL_EPOCHS = 30, 200  # the paper's (Section III-C) and the original's, as the paper gives it (IV-D)
 KERNELS, PATCHES = (3, 5, 7, 9), (1, 2, 4)  # the two ablations; the other size is 1 and 9
-TEST_IMAGES = 10_000
 
 
 class Published(typing.NamedTuple):

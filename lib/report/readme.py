@@ -7,7 +7,7 @@ import pandas as pd
 from lib import records
 from lib import study as studies
 from lib.records import write_bytes
-from lib.report import claims, published, sentences, tables
+from lib.report import cells, claims, published, sentences, tables
 from lib.report.figures import both_ablations
 from lib.study import ROOT
 
@@ -19,7 +19,9 @@ START, END = "<!-- results: written by `python -m lib.report.readme` -->", "<!--
 def block() -> str:
     """The main figure, ours against theirs as a table, then what was found and how fast training is, as Markdown."""
     runs = {name: records.load(studies.load(name)) for name in STUDIES}
-    runs = {name: table for name, table in runs.items() if (table["status"] == "done").any()}
+    runs = {
+        name: table for name, table in runs.items() if (table["status"] == "done").any() and cells.of_the_paper(table)
+    }
     main = next((name for name in ("laptop", "quick") if name in runs), None)
     if main is None:
         return "No study has a finished run yet: `make report` trains one."

@@ -6,7 +6,6 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lib.records import CLASSES
 from lib.report import figures
 
 
@@ -38,29 +37,36 @@ def curves(record: dict) -> Figure:
     return figure
 
 
-def confusion(predicted: np.ndarray, labels: np.ndarray) -> Figure:
-    """How often a true class (row) is taken for each class (column), in per cent of the row."""
-    counts = np.zeros((10, 10))
+def confusion(predicted: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Figure:
+    """How often a true class (row) is taken for each of `classes` (column), in per cent of the row.
+
+    predicted, labels: (N,). Of many classes only colours and every few names have room.
+    """
+    counts = np.zeros((len(classes), len(classes)))
     np.add.at(counts, (labels, predicted), 1)
     shares = 100 * counts / counts.sum(1, keepdims=True)
     figure = Figure((7, 6), layout="constrained")
     axes = figure.subplots()
-    sns.heatmap(shares, annot=True, fmt=".0f", cmap="Blues", cbar=False, square=True, ax=axes, vmin=0, vmax=100)
-    axes.set(xlabel="predicted", ylabel="true", xticklabels=CLASSES, yticklabels=CLASSES)
-    axes.tick_params(axis="x", rotation=45)
+    few, every = len(classes) <= 20, -(-len(classes) // 25)
+    sns.heatmap(shares, annot=few, fmt=".0f", cmap="Blues", cbar=False, square=True, ax=axes, vmin=0, vmax=100,
+                xticklabels=every, yticklabels=every)  # fmt: skip
+    axes.set(xlabel="predicted", ylabel="true", xticklabels=classes[::every], yticklabels=classes[::every])
+    axes.tick_params(axis="x", rotation=45 if few else 90)
     axes.tick_params(axis="y", rotation=0)
     return figure
 
 
-def mistakes(images: np.ndarray, labels: np.ndarray, chances: np.ndarray, count: int = 12) -> Figure:
-    """The images (N, 32, 32, 3) that are wrong with the greatest probability; chances is (N, 10)."""
+def mistakes(
+    images: np.ndarray, labels: np.ndarray, chances: np.ndarray, classes: tuple[str, ...], count: int = 12
+) -> Figure:
+    """The images (N, 32, 32, 3) that are wrong with the greatest probability; chances is (N, classes)."""
     said = chances.argmax(1)
     wrong = np.flatnonzero(said != labels)
     worst = wrong[np.argsort(-chances[wrong].max(1))][:count]
     figure = Figure((9, 4), layout="constrained")
     for cell, i in zip(figure.subplots(2, -(-count // 2)).flat, worst, strict=False):
         cell.imshow(images[i])
-        cell.set_title(f"{CLASSES[labels[i]]}\n→ {CLASSES[said[i]]} {100 * chances[i].max():.0f} %", fontsize=9)
+        cell.set_title(f"{classes[labels[i]]}\n→ {classes[said[i]]} {100 * chances[i].max():.0f} %", fontsize=9)
     for cell in figure.axes:
         cell.set_axis_off()
     return figure

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lib import records
-from lib.params import SHAPE, TRAIN_IMAGES, Params
+from lib.params import DATASETS, SHAPE, TRAIN_IMAGES, Params
 from lib.report import captions, cells, published, stats, tables
 from lib.report.columns import signed
 from lib.study import ROOT, Study, base_params
@@ -32,6 +32,11 @@ ORIGIN = (
     "in the network of [Patches Are All You Need?](https://arxiv.org/abs/2201.09792) by Trockman and Kolter (here "
     "the original). Every number of ours is computed from the records of runs."
 )
+ELSEWHERE = (
+    "Kernel and patch size of ConvMixer ([Patches Are All You Need?](https://arxiv.org/abs/2201.09792) by Trockman and "
+    "Kolter, here the original), varied as in Li, Lu and Liu's reproduction (here the paper), on other images than "
+    "theirs: {data}. Nothing that they published stands beside it. Every number is computed from the records of runs."
+)
 
 
 def origin(study: Study, runs: pd.DataFrame) -> tuple[str, dict[str, str]]:
@@ -40,6 +45,8 @@ def origin(study: Study, runs: pd.DataFrame) -> tuple[str, dict[str, str]]:
     here = records.study_folder(study.name)
     link = {name: os.path.relpath(ROOT / name, here) for name in ("README.md", "CITATION.cff", "LICENSE")}
     facts = {"study": f"`{study.name}`: {study.purpose}"}
+    if study.base.dataset != "cifar10":
+        facts["images"] = data(study, runs)
     if len(done):
         days = sorted({record["finished"][:10] for record in done})
         facts["runs"] = f"{len(done)} of {len(runs)}, finished {' to '.join(dict.fromkeys((days[0], days[-1])))}"
@@ -50,7 +57,23 @@ def origin(study: Study, runs: pd.DataFrame) -> tuple[str, dict[str, str]]:
     facts["source"] = (
         f"[README]({link['README.md']}), [how to cite]({link['CITATION.cff']}), [MIT licence]({link['LICENSE']})"
     )
-    return ORIGIN, facts
+    of_the_paper = study.base.dataset == "cifar10"
+    return ORIGIN if of_the_paper else ELSEWHERE.format(data=study.base.data), facts
+
+
+def data(study: Study, runs: pd.DataFrame) -> str:
+    """What the images of a study are, as far as a finished run has seen them."""
+    p, record = study.base, next(iter(runs["record"].dropna()), None)
+    name = p.data if p.dataset in DATASETS else f"`{p.dataset}`"
+    if record is None:
+        return name
+    classes = records.classes(record)
+    counts = [record["train_images"], record["val_images"], records.test_images(record)]
+    shown = [*classes[:8], *(["…"] if len(classes) > 8 else [])]
+    return (
+        f"{name}: {len(classes)} classes ({', '.join(shown)}); {counts[0]:,} images to train with, {counts[1]:,} for "
+        f"validation, {counts[2]:,} for the test"
+    )
 
 
 def short(study: Study, runs: pd.DataFrame) -> list[str]:
@@ -92,10 +115,10 @@ def progress(study: Study, runs: pd.DataFrame) -> list[str]:
 def budget(study: Study) -> list[str]:
     """The network, the training and the choice of the weights that the study's runs share."""
     p = study.base
-    images = p.train_size or TRAIN_IMAGES - p.val_size
+    images = f"{p.train_images:,} images" if p.train_images else "all training images that are not held out,"
     return [
         f"Apart from what a setting varies, a run trains ConvMixer-{p.dim}/{p.depth} for "
-        f"{_count(p.epochs, 'epoch')} on {images:,} images in batches of {p.batch_size}, with AdamW, a {p.schedule} "
+        f"{_count(p.epochs, 'epoch')} on {images} in batches of {p.batch_size}, with AdamW, a {p.schedule} "
         f"schedule with peak learning rate {p.lr:g} and weight decay {p.weight_decay:g}.",
         f"{p.val_size:,} training images are held out for validation." if p.val_size else "No image is held out.",
         CHOICE[p.select],
@@ -106,6 +129,8 @@ def budget(study: Study) -> list[str]:
 def comparable(study: Study) -> list[str]:
     """Whether the published figures are for the same network and budget; if not, what may be compared."""
     p, others = study.base, []
+    if p.dataset != "cifar10":
+        return [f"The paper and the original have published nothing about {p.data}, so nothing stands beside it here."]
     said = [] if len(tables.overrides(study)) else ["Every parameter is as the paper writes it."]
     for who, epochs, theirs in (
         ("the paper", published.EPOCHS, Params()),
@@ -142,16 +167,21 @@ def learning_rate(study: Study, runs: pd.DataFrame) -> list[str]:
     ordered = table.sort_values("ours", ascending=False)
     best, second = ordered.iloc[0], ordered.iloc[1]
     theirs = max(published.SWEEP, key=published.SWEEP.get)
-    agree = "as in the paper" if np.isclose(best["lr"], theirs) else f"where the paper's best is {theirs:g}"
+    agree = ", as in the paper" if np.isclose(best["lr"], theirs) else f", where the paper's best is {theirs:g}"
+    beside = [
+        "The paper's sweep is another measure: its notebook trained k=7, p=4 of 256/8 with Adam, and printed the "
+        "best test accuracy of any epoch."
+    ]
+    if not cells.of_the_paper(runs):
+        agree, beside = "", []
     used = "use that rate" if np.isclose(best["lr"], study.base.lr) else f"use {study.base.lr:g} instead"
     lead = best["ours"] - second["ours"]
     seeds = _doubt(min(best["n"], second["n"]), lead)
     return [
-        f"Of {len(table)} learning rates, {best['lr']:g} ends highest, {agree}: {best['ours']:.2f} % on the "
+        f"Of {len(table)} learning rates, {best['lr']:g} ends highest{agree}: {best['ours']:.2f} % on the "
         f"{best['images']} images (n={best['n']}), {lead:.2f} points above {second['lr']:g}.{seeds}",
         f"The other runs here {used}.",
-        "The paper's sweep is another measure: its notebook trained k=7, p=4 of 256/8 with Adam, and printed the "
-        "best test accuracy of any epoch.",
+        *beside,
     ]
 
 
@@ -160,15 +190,17 @@ def baseline(runs: pd.DataFrame) -> list[str]:
     row = tables.baseline(runs).iloc[0]
     if not row["n"]:
         return []
-    error = stats.binomial_error(row["ours"], published.TEST_IMAGES)
+    tested = records.test_images(next(iter(runs["record"].dropna())))
+    error = stats.binomial_error(row["ours"], tested)
+    alone = f"{tested:,} test images alone leave a standard error of {error:.2f} points."
     printed = published.all_printed(9, 1)
-    said = [
+    said = [f"The baseline reaches {_value(row)}.", alone] if not cells.of_the_paper(runs) else [
         f"The baseline reaches {_value(row)}: {_versus(row['ours_minus_paper'])} the paper's Table I, "
         f"{_versus(row['ours_minus_original'])} the original.",
-        f"{published.TEST_IMAGES:,} test images alone leave a standard error of {error:.2f} points.",
+        alone,
         f"The paper prints {len(printed)} figures for this one configuration, "
         f"{', '.join(f'{v:.2f}' for v in printed)}, which span {printed[-1] - printed[0]:.2f} points.",
-    ]
+    ]  # fmt: skip
     curve = tables.history(cells.of_setting(runs, row["setting"])).groupby("epoch").mean(numeric_only=True)
     if "val_acc" in curve and curve["val_acc"].notna().all() and len(curve) > 1:
         tail = max(1, len(curve) // 5)
@@ -318,7 +350,9 @@ def selection(runs: pd.DataFrame) -> list[str]:
             "No run here looked at the test set every epoch, so what that leak would be worth is not known; "
             "`select: best_test` in a file of `params/studies/` records it."
         )
-    return [*said, f"In the paper's own notebooks, which printed that best, it was worth {_range(theirs)} points."]
+    if len(theirs):
+        said.append(f"In the paper's own notebooks, which printed that best, it was worth {_range(theirs)} points.")
+    return said
 
 
 # Compute, provenance, limits
@@ -392,15 +426,20 @@ def limits(study: Study, runs: pd.DataFrame) -> list[str]:
     done = runs[runs["status"] == "done"]
     said = []
     n = int(min((len(cells.by_seed(runs, s)) for names in done["settings"] for s in names), default=0))
-    passes = study.base.epochs * (study.base.train_size or TRAIN_IMAGES - study.base.val_size) / TRAIN_IMAGES
+    passes = study.base.epochs * (study.base.train_images or 0) / TRAIN_IMAGES
+    of_the_paper = study.base.dataset == "cifar10"
     near = min(published.SEED_NOISE, key=lambda epochs: abs(epochs - passes))
     noise = published.SEED_NOISE[near]
     more = "; these runs see fewer images, and more noise is to be expected" if passes < near else ""
     if n == 1:
+        scale = (
+            f" For scale, another CIFAR-10 network varied with the seed by a standard deviation of {noise:.2f} points "
+            f"after {near} epochs (Jordan, arXiv 2304.01910), which is {noise * 2**0.5:.2f} for the difference of two "
+            f"runs{more}."
+        )
         said.append(
-            f"Seeds: where a setting has only one, it has no interval and no error bar. For scale, another CIFAR-10 "
-            f"network varied with the seed by a standard deviation of {noise:.2f} points after {near} epochs (Jordan, "
-            f"arXiv 2304.01910), which is {noise * 2**0.5:.2f} for the difference of two runs{more}."
+            "Seeds: where a setting has only one, it has no interval and no error bar."
+            + (scale if of_the_paper else "")
         )
     elif n > 1:
         said.append(
@@ -409,7 +448,7 @@ def limits(study: Study, runs: pd.DataFrame) -> list[str]:
         )
     if len(done) < len(runs):
         said.append(f"Runs: {len(done)} of {len(runs)} are finished; the others are not in these numbers.")
-    if study.base.epochs < published.ORIGINAL_EPOCHS:
+    if of_the_paper and study.base.epochs < published.ORIGINAL_EPOCHS:
         said.append(
             f"Budget: {_count(study.base.epochs, 'epoch')} against the original's {published.ORIGINAL_EPOCHS}. A "
             "setting that learns slowly is at a disadvantage here that a longer training may remove."

@@ -24,6 +24,7 @@ from lib.report.columns import (
     mega,
     number,
     shows,
+    theirs,
     timed,
     words,
 )  # fmt: skip
@@ -44,19 +45,28 @@ def _cell(runs: pd.DataFrame, setting: str, kernel=np.nan, patch=np.nan) -> dict
     }  # fmt: skip
 
 
-def _compared(cell: dict, paper: published.Published | None) -> dict:
-    """A cell beside the paper's figure and the original's, if they are of its configuration."""
+def _compared(runs: pd.DataFrame, cell: dict, paper: published.Published | None) -> dict:
+    """A cell beside the paper's figure and the original's, if they are of its configuration and of these data."""
     original = published.original(cell["kernel"], cell["patch"])
     if paper and (paper.kernel, paper.patch) != (cell["kernel"], cell["patch"]):
         paper = None  # a study may give a setting of the paper's another k or p
-    theirs = {"paper": paper.accuracy if paper else np.nan, "original": original.accuracy if original else np.nan}
-    return cell | theirs | {f"ours_minus_{name}": cell["ours"] - value for name, value in theirs.items()}
+    if not cells.of_the_paper(runs):
+        paper = original = None
+    figures = {"paper": paper.accuracy if paper else np.nan, "original": original.accuracy if original else np.nan}
+    return cell | figures | {f"ours_minus_{name}": cell["ours"] - value for name, value in figures.items()}
+
+
+def _without_theirs(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The table, with NaN for what the paper has published where the runs are of other data."""
+    if len(table) and not cells.of_the_paper(runs):
+        table = table.assign(**{name: np.nan for name in table if name.startswith("paper")})
+    return table
 
 
 @shows(KERNEL, PATCH, *COMPARED, STATUS)
 def baseline(runs: pd.DataFrame) -> pd.DataFrame:
     """Table I: the baseline k=9, p=1."""
-    return pd.DataFrame([_compared(_cell(runs, cells.baseline_setting(runs), 9, 1), published.BASELINE)])
+    return pd.DataFrame([_compared(runs, _cell(runs, cells.baseline_setting(runs), 9, 1), published.BASELINE)])
 
 
 @shows(KERNEL, PATCH, *COMPARED, STATUS)
@@ -80,34 +90,35 @@ def overall(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name, figure in published.OVERALL.items():
         setting = cells.baseline_setting(runs) if name == "baseline" else name
-        rows.append(_compared(_cell(runs, setting, figure.kernel, figure.patch), figure) | {"setting": name})
+        rows.append(_compared(runs, _cell(runs, setting, figure.kernel, figure.patch), figure) | {"setting": name})
     return pd.DataFrame(rows)
 
 
 @shows(
-    SETTING, KERNEL, PATCH, OURS, N, ORIGINAL, number("ours_minus_original", "ours − original", "{:+.2f}"),
+    SETTING, KERNEL, PATCH, OURS, N, ORIGINAL, theirs("ours_minus_original", "ours − original", "{:+.2f}"),
     words("published", "published elsewhere (%)", optional=True), STATUS,
 )  # fmt: skip
 def others(runs: pd.DataFrame) -> pd.DataFrame:
     """Settings that belong to no table of the paper, beside whatever was published for their k and p."""
     known = [name for what in ("kernel", "patch", "lr") for name in cells.ablation(runs, what)]
     names = dict.fromkeys(name for names in runs["settings"] for name in names if name not in (*known, "baseline"))
-    table = pd.DataFrame([_compared(_cell(runs, name), None) for name in names])
+    table = pd.DataFrame([_compared(runs, _cell(runs, name), None) for name in names])
     if len(table):
-        contexts = [published.context(row.kernel, row.patch) for row in table.itertuples()]
+        known = published.context if cells.of_the_paper(runs) else lambda *_: ()
+        contexts = [known(row.kernel, row.patch) for row in table.itertuples()]
         table["published"] = ["; ".join(f"{f.accuracy:.2f} ({f.source})" for f in found) for found in contexts]
     return table.drop(columns=["paper", "ours_minus_paper"], errors="ignore")
 
 
 def _ablation(runs: pd.DataFrame, what: str, sizes) -> pd.DataFrame:
     rows = [_cell(runs, name, **sizes(cells.size(name))) for name in cells.ablation(runs, what)]
-    return pd.DataFrame([_compared(row, published.printed(row["setting"])) for row in rows])
+    return pd.DataFrame([_compared(runs, row, published.printed(row["setting"])) for row in rows])
 
 
 @shows(
     words("step", "step", "short"), number("difference", "ours", "{:+.2f}", spread="half"), N,
     chance("p", "sign-flip p"), chance("smallest_p", "smallest p of n"), chance("images_p", "McNemar p, these images"),
-    number("paper_step", "the paper", "{:+.2f}"), number("original_step", "the original", "{:+.2f}"),
+    theirs("paper_step", "the paper", "{:+.2f}"), theirs("original_step", "the original", "{:+.2f}"),
 )  # fmt: skip
 def steps(runs: pd.DataFrame, what: str, only: list[str] | None = None) -> pd.DataFrame:
     """From each level of an ablation to the next: ours over common seeds, the paper's step, the original's.
@@ -167,7 +178,7 @@ def _watched(epoch: dict) -> float:
 
 @shows(
     number("lr", "learning rate", "{:g}"), words("images", "images", "short"), number("epochs", "epochs", "{}"),
-    OURS, N, number("paper", "the paper, best on test (%)"), number("paper_epochs", "epochs, the paper", "{:.0f}"),
+    OURS, N, theirs("paper", "the paper, best on test (%)"), theirs("paper_epochs", "epochs, the paper", "{:.0f}"),
     STATUS,
 )  # fmt: skip
 def learning_rates(runs: pd.DataFrame) -> pd.DataFrame:
@@ -187,13 +198,13 @@ def learning_rates(runs: pd.DataFrame) -> pd.DataFrame:
             "ours": ours.mean, "half": ours.half, "n": ours.n, "seeds": len(group), "status": cells.status(group),
             "paper": published.SWEEP.get(rate, np.nan), "paper_epochs": published.SWEEP_EPOCHS,
         })  # fmt: skip
-    return pd.DataFrame(rows)
+    return _without_theirs(runs, pd.DataFrame(rows))
 
 
 @shows(
     SETTING, N, number("last_epoch", "last epoch (%)"), number("selected", "selected epoch (%)"),
     number("best_on_test", "best on test: a leak (%)", optional=True),
-    number("paper_last_epoch", "the paper, last epoch (%)"), number("paper_best_on_test", "the paper, as printed (%)"),
+    theirs("paper_last_epoch", "the paper, last epoch (%)"), theirs("paper_best_on_test", "the paper, as printed (%)"),
     STATUS,
 )  # fmt: skip
 def selection(runs: pd.DataFrame) -> pd.DataFrame:
@@ -216,7 +227,7 @@ def selection(runs: pd.DataFrame) -> pd.DataFrame:
             "paper_last_epoch": last.accuracy if last else np.nan,
             "paper_best_on_test": printed.accuracy if printed else np.nan,
         })  # fmt: skip
-    return pd.DataFrame(rows)
+    return _without_theirs(runs, pd.DataFrame(rows))
 
 
 # Compute, runs and where they come from
@@ -226,8 +237,8 @@ def selection(runs: pd.DataFrame) -> pd.DataFrame:
 @shows(
     words("part", "part", "short"), N, words("train_batch", "train batch"), words("test_batch", "test batch"),
     number("epochs", "epochs", "{}"), number("hours", "hours"), number("minutes_per_epoch", "min/epoch"),
-    number("paper_epochs", "epochs, the paper", "{:.0f}"), number("paper_hours", "hours, the paper", "{:.1f}"),
-    number("paper_minutes_per_epoch", "min/epoch, the paper", "{:.1f}"),
+    theirs("paper_epochs", "epochs, the paper", "{:.0f}"), theirs("paper_hours", "hours, the paper", "{:.1f}"),
+    theirs("paper_minutes_per_epoch", "min/epoch, the paper", "{:.1f}"),
 )  # fmt: skip
 def compute(runs: pd.DataFrame) -> pd.DataFrame:
     """Table V: the cost of each ablation and of all runs, wall-clock training and evaluation of finished runs.
@@ -237,7 +248,7 @@ def compute(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for what, name in (("kernel", "kernel size ablation"), ("patch", "patch size ablation"), ("lr", "learning rates")):
         rows.append(_cost(name, cells.ablation_runs(runs, what), published.COMPUTE.get(what)))
-    return pd.DataFrame([*rows, _cost("all runs, each once", runs, None)])
+    return _without_theirs(runs, pd.DataFrame([*rows, _cost("all runs, each once", runs, None)]))
 
 
 def _cost(name: str, group: pd.DataFrame, theirs: published.Compute | None) -> dict:

@@ -23,15 +23,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import yaml
 
 from lib import kernel, machine, records
-from lib.data.download import DataError, cifar10
-from lib.params import ParameterError
+from lib.data import datasets
+from lib.params import FOLDER, ParameterError, UserError
 from lib.records import span
 from lib.runs import cluster
 from lib.runs.lock import claim, holder
-from lib.study import ROOT, Run, Study, load, names
+from lib.study import ROOT, Run, Study, load, names, shown
 
 NOTEBOOK = ROOT / "notebooks" / "train.ipynb"
 # How papermill ends if it was stopped (see papermill_plugin) or by a signal that does so: not of itself.
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.run and (queued := cluster.queue(study)):  # with --run it may be one of them
             print(f"{study.name}: {len(queued)} runs are in SLURM's queue, so nothing is trained here", file=sys.stderr)
             return 1
-    except (cluster.ClusterError, DataError) as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         if options.submit:
             return 1
@@ -133,8 +134,12 @@ def train_all(study: Study, jobs: int) -> int:
     print(f"{study.name}: {study.purpose}")
     if todo:
         try:
-            cifar10(study.base.data_dir)  # downloaded once, with visible progress; only training needs it
-        except DataError as error:
+            data = datasets.load(study.base)  # fetched or read once, with visible progress; only training needs it
+            if study.base.dataset.startswith(FOLDER):  # CIFAR-10 and CIFAR-100 are verified to the byte
+                refuse_changed(table, data.digest, study)
+        except ParameterError:
+            raise
+        except UserError as error:
             print(error, file=sys.stderr)
             return 1
         print(announce(study, todo, jobs), flush=True)
@@ -161,6 +166,17 @@ def train_all(study: Study, jobs: int) -> int:
     done = len(study.runs) - len(rest)
     print(f"{study.name}: {done} of {len(study.runs)} runs are finished")
     return 1 if rest else 0
+
+
+def refuse_changed(table: pd.DataFrame, digest: str, study: Study) -> None:
+    """RecordError if a folder's images are no longer those of the study's finished runs, before more are trained."""
+    for record in table["record"].dropna():
+        if record["data_digest"] != digest:
+            raise records.RecordError(
+                f"{study.base.dataset}: holds other images than {record['run']} was trained on "
+                f"({record['data_digest']} -> {digest}): bring them back, or move "
+                f"{shown(records.study_folder(study.name) / 'runs')} away to train on these"
+            )
 
 
 def train(study: Study, run: Run, places: queue.SimpleQueue) -> bool:

@@ -188,18 +188,21 @@ def epoch(pipe: Connection, network: Network, images: int) -> None:
     import torch
 
     from lib import train
+    from lib.data.datasets import Dataset
 
     random = np.random.default_rng(0)
     count = {"train": images, "test": 100}
-    cifar = {f"{part}_images": random.integers(0, 256, (n, 32, 32, 3), np.uint8) for part, n in count.items()}
-    cifar |= {f"{part}_labels": (np.arange(n) % 10).astype(np.uint8) for part, n in count.items()}
+    made = {f"{part}_images": random.integers(0, 256, (n, 32, 32, 3), np.uint8) for part, n in count.items()}
+    made |= {f"{part}_labels": (np.arange(n) % 10).astype(np.uint8) for part, n in count.items()}
     p = study.base_params(network.study).replace(
         kernel=network.kernel, patch=network.patch, epochs=1, train_size=0, val_size=0, select="last", device="cpu"
     )
 
     def whole() -> float:
         with tempfile.TemporaryDirectory() as folder:
-            return train.fit(p, cifar, Path(folder), say=lambda line: None).state.history[0]["images_per_second"]
+            return train.fit(p, Dataset(**made), Path(folder), say=lambda line: None).state.history[0][
+                "images_per_second"
+            ]
 
     def bare() -> float:
         model, forward, _ = train.build(p, torch.device("cpu"))

@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 from lib import records
-from lib.data.download import cifar10
+from lib.data import datasets
 from lib.params import UserError
 from lib.runs.lock import holder
 from lib.study import ROOT, Run, Study, shown
@@ -53,7 +53,7 @@ def submit(study: Study) -> int:
         for run in refused:
             print(table.reason[run.name], file=sys.stderr)
         if todo:
-            cifar10(study.base.data_dir)  # here, once: a node may reach no other machine
+            datasets.load(study.base)  # here, once: a node may reach no other machine
             job = sbatch(study, todo)
             print(f"{study.name}: job {job} trains {', '.join(run.name for run in todo)}")
     done = len(study.runs) - len(left) - len(refused)

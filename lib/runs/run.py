@@ -9,12 +9,12 @@ import safetensors.torch
 import torch
 
 from lib import checkpoint, explore, machine, records
-from lib.data.download import DIGEST, Arrays, cifar10
-from lib.data.loader import split
+from lib.data import datasets
+from lib.data.datasets import Dataset
 from lib.model import count_parameters, forward_macs, network
 from lib.native import layers
 from lib.params import NUMERICS, Params, UserError, run_name
-from lib.records import CLASSES, span
+from lib.records import span
 from lib.runs.lock import own
 from lib.study import base_params
 from lib.train import Trained, TrainingError, estimate, fit, pick_device
@@ -40,10 +40,10 @@ def run(p: Params, say: Callable[[str], None] = print) -> dict:
         started = records.now()
         (folder / records.FAILURE).unlink(missing_ok=True)
         try:
-            cifar = cifar10(p.data_dir)
-            trained = fit(p, cifar, folder, lambda text: say(f"{name}  {text}"))
-            record = make_record(p, cifar, trained, started)
-            write_record(folder, record, trained, cifar)
+            data = datasets.load(p)
+            trained = fit(p, data, folder, lambda text: say(f"{name}  {text}"))
+            record = make_record(p, data, trained, started)
+            write_record(folder, record, trained, data)
         except (Exception, MemoryError) as error:
             error = readable(error, p, folder)
             words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -74,11 +74,11 @@ def need_room(p: Params, folder: Path) -> None:
         raise TrainingError(f"{folder}: {free / 1e6:.0f} MB free, {need / 1e6:.0f} MB needed; nothing was trained")
 
 
-def make_record(p: Params, cifar: Arrays, trained: Trained, started: str) -> dict:
+def make_record(p: Params, data: Dataset, trained: Trained, started: str) -> dict:
     """The record of a finished run: whatever a table, a figure or a reader may ask."""
-    labels = cifar["test_labels"]
+    labels = data.test_labels
     right = trained.test["logits"].argmax(1) == labels
-    train_rows, val_rows = split(cifar["train_labels"], p.val_size, p.train_size, p.seed)
+    train_rows, val_rows = datasets.split(data.train_labels, p.val_size, p.train_size, p.seed)
     times = [entry["seconds"] for entry in trained.state.history]
     rates = [entry["images_per_second"] for entry in trained.state.history]
     device = next(trained.state.model.parameters()).device
@@ -95,16 +95,19 @@ def make_record(p: Params, cifar: Arrays, trained: Trained, started: str) -> dic
         "test_loss": trained.test["loss"],
         "last_test_acc": trained.last_test["acc"],
         "last_test_loss": trained.last_test["loss"],
-        "per_class_acc": {c: 100 * float(right[labels == i].mean()) for i, c in enumerate(CLASSES)},
+        "per_class_acc": {c: 100 * float(right[labels == i].mean()) for i, c in enumerate(data.classes)},
         "seconds": round(trained.state.seconds, 3),
         "seconds_per_epoch": float(np.median(times)),
         "images_per_second": float(np.median(rates)),
         "peak_memory_mb": round(trained.state.memory, 1),
         "parameters": count_parameters(trained.state.model),
         "forward_macs": forward_macs(trained.state.model),
-        "data_digest": DIGEST,
+        "data_digest": data.digest,
+        "classes": list(data.classes),
+        "normalisation": {name: list(values) for name, values in data.normal._asdict().items()},
         "train_images": len(train_rows),
         "val_images": len(val_rows),
+        "test_images": len(labels),
         "checkpoints": trained.state.checkpoints,
         "resumed": trained.state.resumed,
         "started": started,
@@ -122,12 +125,12 @@ def make_record(p: Params, cifar: Arrays, trained: Trained, started: str) -> dic
     }
 
 
-def write_record(folder: Path, record: dict, trained: Trained, cifar: Arrays) -> None:
+def write_record(folder: Path, record: dict, trained: Trained, data: Dataset) -> None:
     """Weights and arrays first, result.json last; then what only an unfinished run needs is taken away."""
     weights = {name: w.contiguous().cpu() for name, w in trained.state.model.state_dict().items()}
     records.write_bytes(folder / records.WEIGHTS, safetensors.torch.save(weights))
-    inside = explore.look_inside(trained.state.model, cifar["test_images"], record["params"]["std"])
-    outputs = {"logits": trained.test["logits"], "labels": cifar["test_labels"]}
+    inside = explore.look_inside(trained.state.model, data.test_images, data.normal)
+    outputs = {"logits": trained.test["logits"], "labels": data.test_labels}
     records.write_arrays(folder / records.ARRAYS, outputs | inside)
     records.write_json(folder / records.RESULT, record)
     (folder / records.PROGRESS).unlink(missing_ok=True)

@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 
 from lib import checkpoint, records, train
+from lib.data.datasets import Dataset
 from lib.data.download import cifar10
 from lib.params import Params
 from lib.runs import run
@@ -120,7 +121,7 @@ def attempt(config: dict, end: list, report: int) -> None:
     records.REPORTS = Path(config["reports"])
     p = Params.of(**config["params"])
     arrays = {name: array[:TEST_IMAGES] if name.startswith("test") else array for name, array in CIFAR.items()}
-    run.cifar10 = lambda data_dir: arrays
+    run.datasets.load = lambda p: Dataset(**arrays)
     step = train.train_step
 
     def counted(*arguments):

@@ -11,12 +11,12 @@ from PIL import Image
 
 from lib import records
 from lib.data.augment import normalise
-from lib.data.loader import MEAN, STD, as_images
+from lib.data.loader import as_images
 from lib.data.picture import picture
 from lib.explore import trained_in
 from lib.model import ConvMixer
 from lib.params import Params
-from lib.records import CLASSES, PUBLISHED
+from lib.records import CLASSES, MEAN, PUBLISHED, STD
 from lib.report.play import build
 
 PAGE = PUBLISHED / build.PAGE

@@ -66,11 +66,14 @@ def build(reports: Path, images: np.ndarray, limit: int = LIMIT) -> str:
 
 
 def candidates(found: list[tuple[Path, dict]]) -> list[tuple[Path, dict]]:
-    """Of the runs with weights the best in validation of each study, kernel and patch, in the order of the page."""
+    """Of the runs with weights the best in validation of each study, kernel and patch, in the order of the page.
+
+    CIFAR-10's alone: the page has its ten classes and ten of its images.
+    """
     best: dict[tuple, tuple[Path, dict]] = {}
     for folder, record in found:
         p = Params.of(**record["params"])
-        if p.arch != "convmixer":
+        if p.arch != "convmixer" or p.dataset != "cifar10":
             continue
         place = PREFERRED.index(p.study) if p.study in PREFERRED else len(PREFERRED)
         key = (place, p.study, p.patch, p.kernel)
