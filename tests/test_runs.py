@@ -189,18 +189,22 @@ def test_a_run_that_another_process_finishes_at_this_moment_has_not_failed(monke
 
     monkeypatch.setattr(all_runs, "holder", finishing)
     monkeypatch.setattr(all_runs, "cifar10", lambda data_dir: None)
-    monkeypatch.setattr(all_runs, "announce", lambda *_: "")
+    monkeypatch.setattr(all_runs, "estimates", lambda *_: {})
     assert all_runs.main([study.name]) == 0
     assert len(asked) == 3 and "left to pid 1 on elsewhere" in capsys.readouterr().out
+
+
+def announced(study):
+    return all_runs.announce(study, all_runs.estimates(study, list(study.runs), 1), 1)
 
 
 def test_the_time_is_measured_aside_and_said_where_it_could_not_be(monkeypatch, tmp_path):
     made.place(monkeypatch, tmp_path)
     study = made.study(settings=["kernel-3", "kernel-9"])
-    assert re.search(r"2 of 2 runs to train, about .* in all: ", all_runs.announce(study, list(study.runs), 1))
+    assert re.search(r"2 of 2 runs to train, about .* in all: ", announced(study))
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Aside)
     monkeypatch.setattr(Aside, "answers", [100.0, None])
-    text = all_runs.announce(study, list(study.runs), 1)
+    text = announced(study)
     assert "about 2 min in all without 1 of them, whose time could not be measured: " in text
 
 
@@ -213,9 +217,7 @@ def test_a_measurement_that_is_killed_stops_nothing(monkeypatch, tmp_path):
     made.place(monkeypatch, tmp_path)
     study = made.study(settings=["kernel-3", "kernel-9"])
     monkeypatch.setattr(all_runs, "measured", killed)
-    assert "2 of 2 runs to train, in a time that could not be measured: " in all_runs.announce(
-        study, list(study.runs), 1
-    )
+    assert "2 of 2 runs to train, in a time that could not be measured: " in announced(study)
 
 
 class Aside(concurrent.futures.Executor):
@@ -253,7 +255,7 @@ def test_a_run_that_fails_before_training_leaves_its_reason_and_one_that_is_stop
     command = [all_runs.sys.executable, "-c", f"import os, signal, sys; {code}"]
     monkeypatch.setattr(all_runs, "notebook_command", lambda run, folder: command)
     monkeypatch.setattr(all_runs, "cifar10", lambda data_dir: None)
-    monkeypatch.setattr(all_runs, "announce", lambda *_: "")
+    monkeypatch.setattr(all_runs, "estimates", lambda *_: {})
     assert all_runs.main([study.name]) == 1
     shown = capsys.readouterr().err.splitlines()[-1]
     assert shown == f"{study.runs[0].name}: not finished. {ENDS[code] or 'It was stopped; the same command goes on.'}"
@@ -298,7 +300,7 @@ def test_runs_at_a_time_divide_the_cores_and_the_gpus_among_them(monkeypatch, tm
     monkeypatch.setattr(all_runs, "process", Gpus)
     monkeypatch.setattr(all_runs, "execute", execute)
     monkeypatch.setattr(all_runs, "cifar10", lambda data_dir: None)
-    monkeypatch.setattr(all_runs, "announce", lambda *_: "")
+    monkeypatch.setattr(all_runs, "estimates", lambda *_: {})
     assert all_runs.main([study.name, "--jobs", str(jobs)]) == 1
     said = capsys.readouterr().err
     assert ("JOBS=99: taking 8, as many as there are cores" in said) == (jobs == 99)
