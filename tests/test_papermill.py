@@ -188,3 +188,13 @@ def test_a_notebook_that_would_not_train_what_it_is_given_is_refused_before_a_ke
     notebook.metadata.papermill = {"parameters": dataclasses.asdict(Params())}
     with pytest.raises(UserError, match=line):
         papermill_plugin.Engine.execute_notebook(notebook, "python3", output_path="/nowhere")
+
+
+def test_every_parameter_is_shown_with_its_type_its_default_and_its_meaning(copy):
+    """papermill's own --help-notebook, which reads the parameters cell line by line."""
+    text = copy.run("papermill", "notebooks/train.ipynb", "--help-notebook").stdout
+    entries = dict(re.findall(r"^  (\w+: \w+ \(default .*?\)) *\n? *(.*)$", text, re.MULTILINE))
+    for field in dataclasses.fields(Params):
+        default = f'"{field.default}"' if field.type is str else field.default
+        assert entries.pop(f"{field.name}: {field.type.__name__} (default {default})")
+    assert not entries
