@@ -61,12 +61,19 @@ def test_the_page_is_there(copy):
         assert f"{record['test_acc']:.2f}" in page
 
 
-def test_a_trained_network_can_be_explored(copy):
-    done = copy.run("papermill", "notebooks/explore.ipynb", "explored.ipynb", "-p", "study", "smoke")
+@pytest.mark.parametrize("data, pictures", [(True, 8), (False, 6)])
+def test_a_trained_network_can_be_explored(copy, tmp_path, monkeypatch, data, pictures):
+    """Also without CIFAR-10, as in a fresh clone: what needs it says so and is left out, and nothing is fetched."""
+    if not data:
+        monkeypatch.setitem(copy.environment, "CONVMIXER_DATA", str(tmp_path))
+    words = ("-p", "study", "smoke", "-p", "epochs", "2")
+    done = copy.run("papermill", "notebooks/explore.ipynb", "explored.ipynb", *words)
     assert done.returncode == 0, done.stderr
     cells = nbformat.read(copy.root / "explored.ipynb", as_version=4).cells
-    pictures = [output for cell in cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", ())]
-    assert len(pictures) == 4
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    assert sum("image/png" in output.get("data", ()) for output in outputs) == pictures
+    said = "".join(output.get("text", "") for output in outputs)
+    assert ("CIFAR-10 is not here" in said) == (not data) and not any(tmp_path.iterdir())
 
 
 def test_a_run_that_is_not_here_is_explored_as_it_was_published(copy, tmp_path, monkeypatch, reports):

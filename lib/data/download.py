@@ -110,6 +110,13 @@ def cifar10(data_dir: str = "") -> Arrays:
         raise DataError(f"{reason}; about 400 MB are written there: free some, or {places}") from None
 
 
+def kept(data_dir: str = "") -> Arrays | None:
+    """The four arrays of the verified copy, as cifar10 gives them; None where there is none. It fetches nothing."""
+    with contextlib.suppress(DataError):
+        return _read_copy(data_folder(data_dir) / COPY)
+    return None
+
+
 def _fetch(folder: Path) -> Arrays:
     """The arrays from the first source that works, kept as the verified copy. The caller holds the lock."""
     copy = folder / COPY

@@ -1,5 +1,7 @@
 """Figures of one run, for the notebooks train and explore; figures.py has those of a whole study."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -38,6 +40,20 @@ def curves(record: dict) -> Figure:
     return figure
 
 
+def live_curves() -> Callable:
+    """For `fit` to call, in a notebook: the curves of the epochs so far, each time in the place of those before."""
+    from IPython.display import DisplayHandle
+
+    place = DisplayHandle()
+
+    def show(clock) -> None:
+        history = clock.state.history
+        if clock.state.step == 0:
+            (place.update if len(history) > 1 else place.display)(curves({"history": history}))
+
+    return show
+
+
 def confusion(predicted: np.ndarray, labels: np.ndarray) -> Figure:
     """How often a true class (row) is taken for each class (column), in per cent of the row."""
     counts = np.zeros((10, 10))
@@ -63,20 +79,6 @@ def mistakes(images: np.ndarray, labels: np.ndarray, chances: np.ndarray, count:
         cell.set_title(f"{CLASSES[labels[i]]}\n→ {CLASSES[said[i]]} {100 * chances[i].max():.0f} %", fontsize=9)
     for cell in figure.axes:
         cell.set_axis_off()
-    return figure
-
-
-def kernels(model) -> Figure:
-    """The depthwise kernels of 16 channels of the first (top) and of the last block."""
-    figure = Figure((9, 5), layout="constrained")
-    for part, block, name in zip(figure.subfigures(2, 1), (0, -1), ("first", "last"), strict=True):
-        weights = depthwise(model)[block][:16]  # (16, k, k)
-        limit = np.abs(weights).max()
-        part.suptitle(f"{name} block", fontsize=10)
-        for cell, weight in zip(part.subplots(2, 8).flat, weights, strict=False):
-            cell.imshow(weight, cmap="RdBu_r", vmin=-limit, vmax=limit)
-        for cell in part.axes:
-            cell.set_axis_off()
     return figure
 
 
