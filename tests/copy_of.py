@@ -42,7 +42,7 @@ class Copy:
     ) -> tuple[int, str]:
         """Runs a program at a pseudo-terminal; its exit status and all that it wrote, up to the word `until`."""
         ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30 if columns else 0, columns, 0, 0))
         variables = {name: value for name, value in self.environment.items() if name not in ("COLUMNS", "LINES")}
         process = subprocess.Popen(
             self.command(*words), cwd=self.root / folder, env={**variables, "TERM": "xterm", **environment},

@@ -76,10 +76,12 @@ def test_a_study_at_a_terminal_has_a_line_for_itself_and_one_for_each_run(copy, 
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("term", ["xterm", "dumb"])
-def test_a_run_by_papermill_has_a_line_too_and_an_unable_terminal_a_line_an_epoch(copy, term):
+@pytest.mark.parametrize("term, columns", [("xterm", 100), ("xterm", 0), ("dumb", 100)])
+def test_a_run_by_papermill_has_a_line_too_and_an_unable_terminal_a_line_an_epoch(copy, term, columns):
+    """0 columns: a pseudo-terminal whose size nobody has set."""
     words = ("-f", "params/studies/smoke.yaml", "-p", "kernel", "3", "-p", "patch", "4", "-p", "force", "True")
-    status, text = copy.at_terminal("papermill", "notebooks/train.ipynb", "executed.ipynb", *words, TERM=term)
+    words = ("papermill", "notebooks/train.ipynb", "executed.ipynb", *words)
+    status, text = copy.at_terminal(*words, columns=columns, TERM=term)
     assert status == 0, text
     lines, end = re.findall(r"epoch \d+/12  loss ", text), screen(text)
     assert any(line.startswith("smoke/k3-p4-seed0: ConvMixer-8/1, k=3, p=4, 12 epochs; about ") for line in end)

@@ -165,12 +165,12 @@ class Bars:
     """
 
     def __init__(self, study: Study | None = None, seconds: dict[str, float | None] | None = None):
-        kind = tqdm
+        look = {"bar_format": " ", "leave": False, "smoothing": 0, "file": sys.stdout}
+        self.new = functools.partial(tqdm, **look, **shape())
         if in_notebook():
-            from tqdm.auto import tqdm as kind  # a widget where there are widgets; importing them takes its time
-        self.new = functools.partial(
-            kind, bar_format=" ", leave=False, dynamic_ncols=True, smoothing=0, file=sys.stdout
-        )
+            from tqdm.auto import tqdm as widget  # importing the widgets takes its time
+
+            self.new = functools.partial(widget, **look, dynamic_ncols=True)
         self.study, self.ended = study, set()
         known = [value for value in (seconds or {}).values() if value is not None] or [1.0]
         mean = sum(known) / len(known)
@@ -196,6 +196,8 @@ class Bars:
             runs = len(self.study.runs)
             self.whole.bar_format = line(f"{self.study.name}: {runs - len(self.work) + len(self.ended)} of {runs} runs")
         for bar in self.all():
+            if not bar.dynamic_ncols:
+                vars(bar).update(shape())
             bar.refresh()
 
     def all(self) -> list[tqdm]:
@@ -223,6 +225,12 @@ def drawn(*about) -> Iterator[Callable]:
         yield bars.update
 
 
+def shape() -> dict[str, int]:
+    """The room on the terminal, as tqdm names it; it would take one that does not say its size to have none."""
+    size = shutil.get_terminal_size()
+    return {"ncols": size.columns - 1, "nrows": size.lines - 1}
+
+
 def share(bar: tqdm) -> float:
     """How much of what a bar had before it is done."""
     return (bar.n - bar.initial) / max(1, bar.total - bar.initial)
@@ -236,7 +244,7 @@ def run_line(title: str, epoch: int, epochs: int, accuracy: float | None, speed:
 
 def line(title: str, *facts: str) -> str:
     """tqdm's format for a line that this terminal has room for: what does not fit is left out whole, the last first."""
-    room = shutil.get_terminal_size().columns - len(title) - NARROWEST - 2
+    room = shape()["ncols"] - len(title) - NARROWEST - 1
     fitting = []
     for fact in facts:
         room -= len(fact) + 2
