@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -154,6 +155,9 @@ def draw(inbox: socket.socket, update: Callable) -> None:
         except TimeoutError:
             message = {}
         if "end" in message:
+            return
+        if not at_terminal():  # closed; where make is its first process, make waits for us and passes no signal on
+            os.kill(os.getpid(), signal.SIGHUP)
             return
         update(**message)
 
