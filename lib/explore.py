@@ -12,9 +12,8 @@ from torch import nn
 from lib import machine, records
 from lib.data import datasets
 from lib.data.datasets import Dataset
-from lib.data.download import cifar10  # noqa: F401  for notebooks
 from lib.data.loader import plain_batches
-from lib.data.picture import picture  # noqa: F401  likewise
+from lib.data.picture import picture  # noqa: F401  for notebooks
 from lib.model import ConvMixer, network
 from lib.params import Params
 from lib.records import USUAL, Normal, RecordError, classes, normal
@@ -45,9 +44,9 @@ def trained_in(folder: Path) -> tuple[dict, nn.Module]:
     return record, model.eval()
 
 
-def data_of(record: dict) -> Dataset:
-    """The images that a run was trained and tested on; DataError where they are not to be had here."""
-    return datasets.load(Params.of(**record["params"]))
+def data_of(record: dict) -> Dataset | None:
+    """The images that a run was trained and tested on; None where they would have to be fetched."""
+    return datasets.kept(Params.of(**record["params"]))
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:

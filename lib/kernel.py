@@ -18,6 +18,7 @@ from lib.study import ROOT
 
 # Whatever a notebook's metadata say; and the engine of papermill that starts it, as pyproject.toml names it.
 NAME, LANGUAGE, ENGINE = "python3", "python", "convmixer-cifar10"
+PROGRESS = "CONVMIXER_PROGRESS"  # where a run says how far it is, see runs/progress.py; empty: in lines
 FOREIGN = ("PYTHON", "IPYTHON", "JUPYTER", "MPLBACKEND", "MATPLOTLIBRC")  # how variables begin that are not for us
 
 
@@ -39,7 +40,7 @@ class Kernel(AsyncKernelManager):
     async def start_kernel(self, **options):
         self.connection_file = str(self.folder / "connection.json")
         plain = Path(importlib.util.find_spec("matplotlib").origin).with_name("mpl-data") / "matplotlibrc"
-        variables = {**environment(), "IPYTHONDIR": str(self.folder), "MATPLOTLIBRC": str(plain)}
+        variables = {PROGRESS: "", **environment(), "IPYTHONDIR": str(self.folder), "MATPLOTLIBRC": str(plain)}
         # It would say that its sockets are not encrypted, and print its own loop where it is interrupted; and IPython
         # would put the folder in which it is started back on the path.
         arguments = ["--log-level=CRITICAL", "--InteractiveShellApp.ignore_cwd=True"]

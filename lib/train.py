@@ -30,7 +30,6 @@ from lib.records import MEAN, STD, Normal
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TRAIN_EVAL = 2000  # training images, clean, on which train_loss and train_acc are measured after each epoch
 CHECK_EVERY = 50  # steps between looks at the loss: each look makes a GPU wait
-FIRST_SAID, SAY_EVERY = 10, 60  # seconds to the first progress line inside an epoch, and between the others
 
 
 class TrainingError(UserError):
@@ -226,12 +225,12 @@ def diverged(what: str, where: str, p: Params) -> TrainingError:
 
 
 class Clock:
-    """Counts seconds into a run's state, and knows when a line or a checkpoint is due and how long the rest takes."""
+    """Counts seconds into a run's state; knows when a checkpoint is due, the speed and how long the rest takes."""
 
     def __init__(self, p: Params, state: State):
         self.p, self.state, self.steps = p, state, len(state.losses)
         self.first = self.done()  # steps before this attempt
-        self.begun = self.mark = self.saved = self.said = time.perf_counter()
+        self.begun = self.mark = self.saved = time.perf_counter()
 
     def done(self) -> int:
         """Steps of the whole run that are finished."""
@@ -248,19 +247,26 @@ class Clock:
         pace = (time.perf_counter() - self.begun) / (self.done() - self.first)
         return pace * (self.p.epochs * self.steps - self.done())
 
+    def speed(self) -> float:
+        """Training images a second in this epoch so far."""
+        seconds = self.state.train_seconds + time.perf_counter() - self.mark
+        return self.p.batch_size * self.state.step / seconds
+
     def checkpoint_is_due(self) -> bool:
         return time.perf_counter() - self.saved > 60 * self.p.checkpoint_minutes
 
-    def line_is_due(self) -> bool:
-        wait = SAY_EVERY if self.said > self.begun else FIRST_SAID
-        if time.perf_counter() - self.said < wait:
-            return False
-        self.said = time.perf_counter()
-        return True
 
-
-def fit(p: Params, data: Dataset, folder: Path, say: Callable[[str], None] = print) -> Trained:
+def fit(
+    p: Params,
+    data: Dataset,
+    folder: Path,
+    say: Callable[[str], None] = print,
+    show: Callable[[Clock], None] = lambda clock: None,
+) -> Trained:
     """Trains one run, going on from its checkpoint in `folder` if there is one.
+
+    say: takes a line that the user should read. show: called after each step and, with `state.step` at 0, after each
+    epoch; see runs/progress.py.
 
     Of each epoch the history keeps: epoch (1-based), lr (at its last step), loss (mean of what was minimised: with
     mixing and smoothing), train_loss and train_acc (after the epoch, on TRAIN_EVAL fixed training images as they
@@ -321,9 +327,7 @@ def fit(p: Params, data: Dataset, folder: Path, say: Callable[[str], None] = pri
                 state.check(p)
             if state.step < steps and clock.checkpoint_is_due():
                 save()
-            if clock.line_is_due():
-                loss, left = state.losses[: state.step].mean(), records.span(clock.left())
-                say(f"epoch {state.epoch + 1}/{p.epochs}  step {state.step}/{steps}  loss {loss:.3f}  {left} left")
+            show(clock)
         state.check(p)
         state.train_seconds += clock.lap()
 
@@ -345,7 +349,7 @@ def fit(p: Params, data: Dataset, folder: Path, say: Callable[[str], None] = pri
         state.epoch, state.step, state.epoch_seconds, state.train_seconds = state.epoch + 1, 0, 0.0, 0.0
         state.losses.zero_()
         save()
-        say(progress_line(entry, p.epochs, clock.left()))
+        show(clock)
 
     # The test set is used here and, unless select=best_test, nowhere else.
     test = last_test = evaluate(p, model, forward, data.test_images, data.test_labels, normal)
@@ -390,15 +394,6 @@ def refuse_other(saved: dict, about: dict, p: Params, folder: Path, say: Callabl
 def peak_memory(device: torch.device) -> float:
     """MB: the most that a CUDA GPU has held, elsewhere the process."""
     return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else machine.peak_memory()
-
-
-def progress_line(entry: dict, epochs: int, left: float) -> str:
-    """An epoch in one line."""
-    val = "" if entry["val_acc"] is None else f"  val {entry['val_acc']:.2f} %"
-    return (
-        f"epoch {entry['epoch']}/{epochs}  loss {entry['loss']:.3f}  train {entry['train_acc']:.2f} %{val}  "
-        f"{entry['images_per_second']:.0f} images/s  {records.span(left)} left"
-    )
 
 
 def estimate(p: Params) -> float | None:

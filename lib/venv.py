@@ -27,7 +27,7 @@ KEPT = {
 }  # fmt: skip
 MADE_HERE = ".setting-up"  # in a folder whose set-up has not come to its end
 LARGE = 20  # MB from which on a download gets a line of its own
-QUIET = 30  # seconds without a line
+QUIET = 30  # seconds without a line; a terminal has a line that renews itself each second
 
 
 class SetupError(Exception):
@@ -52,6 +52,7 @@ def main(folder: Path) -> None:
         print(f"setting up {folder}: some 3 GB to fetch, 7 GB on the disk; 2 to 10 minutes", flush=True)
         make(folder, environment)
         install(folder, environment)
+        print(f"{folder} is ready", flush=True)
         done = True
     finally:
         if ours and not done:
@@ -87,7 +88,7 @@ def install(folder: Path, environment: dict) -> None:
     command = [*pip, "install", "--no-color", "--progress-bar", "off", "--editable", f"{ROOT}[dev]"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     with subprocess.Popen(command, env=environment, **pipes) as process:
-        said = show(process.stdout)
+        said = show(process.stdout, folder)
     if process.returncode:
         descriptor, log = tempfile.mkstemp(prefix="convmixer-setup-", suffix=".log")
         with os.fdopen(descriptor, "w") as file:
@@ -129,8 +130,8 @@ def pip_confs() -> list[Path]:
     ]  # fmt: skip
 
 
-def show(lines) -> list[str]:
-    """Prints what is worth it of pip's lines while they come, and that time passes; returns them all."""
+def show(lines, folder: Path) -> list[str]:
+    """Prints what is worth it of pip's lines while they come, and how far the folder is; returns them all."""
     said, coming, begun = [], queue.Queue(), time.monotonic()
 
     def read() -> None:
@@ -139,28 +140,45 @@ def show(lines) -> list[str]:
         coming.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-    doing = "asking what there is"
+    live = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    doing, installing = "asking what there is", False
     while True:
         try:
-            line = coming.get(timeout=QUIET)
+            line = coming.get(timeout=1 if live else QUIET)
         except queue.Empty:
-            tell(begun, f"{doing} ...")
+            installed = len(list(folder.glob("lib/python*/site-packages/*.dist-info")))
+            so_far = f"{installed}" if installing else f"{size(folder / MADE_HERE) / 1e9:.1f} GB fetched"
+            tell(begun, f"{doing} ... {so_far} so far", live, passing=live)
             continue
         if line is None:
+            print("\r\x1b[K" if live else "", end="", flush=True)
             return said
         said.append(line)
         if match := re.match(r"\s*(?:Downloading|Using cached|Processing) (\S+)(?: \(([\d.]+) ([kMG]B)\))?", line):
             doing = match[1].rpartition("/")[2].split("-py")[0].split("-cp")[0]
             if match[2] and float(match[2]) * {"kB": 1e-3, "MB": 1, "GB": 1e3}[match[3]] >= LARGE:
-                tell(begun, f"{doing} ({match[2]} {match[3]})")
+                tell(begun, f"{doing} ({match[2]} {match[3]})", live)
         elif match := re.match(r"Installing collected packages: (.*)", line):
-            doing = f"installing {match[1].count(',') + 1} packages"
-            tell(begun, f"{doing}, a minute or two")
+            doing, installing = f"installing {match[1].count(',') + 1} packages", True
+            tell(begun, f"{doing}, a minute or two", live)
 
 
-def tell(begun: float, text: str) -> None:
+def tell(begun: float, text: str, live: bool, passing: bool = False) -> None:
+    """Prints a line with the time since `begun`; at a terminal (live) over one that was only passing."""
     seconds = int(time.monotonic() - begun)
-    print(f"  {seconds // 60}:{seconds % 60:02d}  {text}", flush=True)
+    line = f"  {seconds // 60}:{seconds % 60:02d}  {text}"
+    if live:
+        line = f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K"  # the rest of the line is cleared
+    print(line, end="" if passing else "\n", flush=True)
+
+
+def size(folder: Path) -> int:
+    """Bytes in the files of a folder, some of which may be going away."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total
 
 
 def clear(folder: Path) -> None:

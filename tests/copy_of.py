@@ -1,9 +1,13 @@
 """A copy of the repository in a folder of its own, for tests that start real processes: they write reports there."""
 
+import fcntl
 import os
+import pty
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 from lib.study import ROOT
@@ -32,3 +36,27 @@ class Copy:
             self.command(*words), cwd=self.root / folder, env=self.environment, timeout=timeout,
             stdin=subprocess.DEVNULL, capture_output=True, text=True,
         )  # fmt: skip
+
+    def at_terminal(
+        self, *words: str, folder=".", columns=100, until=b"", timeout=240, **environment
+    ) -> tuple[int, str]:
+        """Runs a program at a pseudo-terminal; its exit status and all that it wrote, up to the word `until`."""
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30 if columns else 0, columns, 0, 0))
+        variables = {name: value for name, value in self.environment.items() if name not in ("COLUMNS", "LINES")}
+        process = subprocess.Popen(
+            self.command(*words), cwd=self.root / folder, env={**variables, "TERM": "xterm", **environment},
+            stdin=theirs, stdout=theirs, stderr=theirs,
+        )  # fmt: skip
+        os.close(theirs)
+        shown = b""
+        try:
+            while block := os.read(ours, 4096):
+                shown += block
+                if until and until in shown:
+                    process.terminate()
+                    break
+        except OSError:
+            pass  # the terminal of a program that has ended
+        os.close(ours)
+        return process.wait(240), shown.decode()

@@ -1,6 +1,7 @@
 """Classes, calibration and agreement: against values worked out by hand."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -91,10 +92,11 @@ def test_mistakes_need_the_images_that_the_logits_are_of(home):
     study = made.study(seeds=range(2))
     made.fill(study)
     runs = records.load(study)
-    cifar = {"test_images": np.zeros((10_000, 32, 32, 3), np.uint8), "test_labels": made.LABELS}
+    images = np.zeros((10_000, 32, 32, 3), np.uint8)
+    cifar = SimpleNamespace(test_images=images, test_labels=made.LABELS)
     assert len(errors.mistakes(runs, cifar).axes) == 12
     assert errors.mistakes(runs, None) is None
-    assert errors.mistakes(runs, cifar | {"test_labels": made.LABELS[::-1]}) is None
+    assert errors.mistakes(runs, SimpleNamespace(test_images=images, test_labels=made.LABELS[::-1])) is None
     assert errors.mistakes(records.load(made.study("none")), cifar) is None
 
 

@@ -6,7 +6,7 @@ import pytest
 import made
 from lib import records
 from lib import study as studies
-from lib.report import cards, cells, claims, errors, figures, front, readme, run_figures, sentences, tables
+from lib.report import cards, cells, claims, errors, figures, front, readme, sentences, tables
 from lib.report.play import build
 
 
@@ -87,8 +87,6 @@ def test_classes_come_from_the_record_and_many_are_few_on_the_page(other):
     assert 2 < len(ticks) <= errors.SHOWN and set(ticks) <= set(names)
     assert bool(errors.left_out(runs)) == (len(names) == 100)
     assert ("of 100 classes" in confusion.get_label()) == (len(names) == 100)
-    predicted = np.arange(500) % len(names)
-    assert run_figures.confusion(predicted, predicted, names).axes
     assert errors.reliability(runs).axes and len(errors.calibration(runs))
 
 

@@ -4,9 +4,7 @@ import asyncio
 import dataclasses
 import gc
 import logging
-import os
-import pty
-import subprocess
+import re
 
 import nbformat
 import papermill.cli  # loads the plugin
@@ -30,40 +28,18 @@ def copy(tmp_path_factory):
     return Copy(tmp_path_factory.mktemp("papermill") / "a copy, with ümläuts")
 
 
-def at_terminal(copy, *words, folder=".", until=None, timeout=240):
-    """Runs a program at a pseudo-terminal; its exit status and everything that it showed, up to the word `until`."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        copy.command(*words), cwd=copy.root / folder, env=copy.environment, stdin=theirs, stdout=theirs, stderr=theirs
-    )
-    os.close(theirs)
-    shown = b""
-    try:
-        while block := os.read(ours, 4096):
-            shown += block
-            if until and until in shown:
-                break
-    except OSError:
-        pass  # the terminal of a program that has ended
-    if until:
-        process.terminate()
-    os.close(ours)
-    return process.wait(timeout), shown.decode()
-
-
 def test_the_literal_command_starts_the_study_as_written_and_says_how_long_it_takes(copy):
-    _, shown = at_terminal(
-        copy, "papermill", "notebooks/train.ipynb", "-p", "kernel", "9", until=b"the same command goes on"
-    )
+    words = ("papermill", "notebooks/train.ipynb", "-p", "kernel", "9")
+    _, shown = copy.at_terminal(*words, until=b"the same command goes on")
     assert "no output path given, the executed notebook goes to " in shown
     assert "own/k9-p1-seed0: ConvMixer-256/8, k=9, p=1, 30 epochs; about " in shown
     assert "Smaller: -f params/studies/smoke.yaml" in shown
 
 
 def test_at_a_terminal_a_small_run_finishes_and_its_record_appears_beside_the_notebook(copy):
-    status, shown = at_terminal(copy, "papermill", "notebooks/train.ipynb", *SMOKE)
+    status, shown = copy.at_terminal("papermill", "notebooks/train.ipynb", *SMOKE)
     assert status == 0, shown
-    assert "epoch 1/1  loss " in shown and " on the test set" in shown
+    assert "k9-p4-epochs1-seed0  epoch 1/1 " in shown and " on the test set" in shown
     assert {"result.json", "arrays.npz", "train.ipynb"} <= {p.name for p in (copy.root / RUN).iterdir()}
 
 
@@ -216,3 +192,13 @@ def test_a_notebook_that_would_not_train_what_it_is_given_is_refused_before_a_ke
     notebook.metadata.papermill = {"parameters": dataclasses.asdict(Params())}
     with pytest.raises(UserError, match=line):
         papermill_plugin.Engine.execute_notebook(notebook, "python3", output_path="/nowhere")
+
+
+def test_every_parameter_is_shown_with_its_type_its_default_and_its_meaning(copy):
+    """papermill's own --help-notebook, which reads the parameters cell line by line."""
+    text = copy.run("papermill", "notebooks/train.ipynb", "--help-notebook").stdout
+    entries = dict(re.findall(r"^  (\w+: \w+ \(default .*?\)) *\n? *(.*)$", text, re.MULTILINE))
+    for field in dataclasses.fields(Params):
+        default = f'"{field.default}"' if field.type is str else field.default
+        assert entries.pop(f"{field.name}: {field.type.__name__} (default {default})")
+    assert not entries

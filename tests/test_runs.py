@@ -62,12 +62,19 @@ def test_the_page_is_there(copy):
         assert f"{record['test_acc']:.2f}" in page
 
 
-def test_a_trained_network_can_be_explored(copy):
-    done = copy.run("papermill", "notebooks/explore.ipynb", "explored.ipynb", "-p", "study", "smoke")
+@pytest.mark.parametrize("data, pictures", [(True, 8), (False, 6)])
+def test_a_trained_network_can_be_explored(copy, tmp_path, monkeypatch, data, pictures):
+    """Also without CIFAR-10, as in a fresh clone: what needs it says so and is left out, and nothing is fetched."""
+    if not data:
+        monkeypatch.setitem(copy.environment, "CONVMIXER_DATA", str(tmp_path))
+    words = ("-p", "study", "smoke", "-p", "epochs", "2")
+    done = copy.run("papermill", "notebooks/explore.ipynb", "explored.ipynb", *words)
     assert done.returncode == 0, done.stderr
     cells = nbformat.read(copy.root / "explored.ipynb", as_version=4).cells
-    pictures = [output for cell in cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", ())]
-    assert len(pictures) == 4
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    assert sum("image/png" in output.get("data", ()) for output in outputs) == pictures
+    said = "".join(output.get("text", "") for output in outputs)
+    assert ("CIFAR-10 is not here" in said) == (not data) and not any(tmp_path.iterdir())
 
 
 def test_a_run_that_is_not_here_is_explored_as_it_was_published(copy, tmp_path, monkeypatch, reports):
@@ -202,18 +209,22 @@ def test_a_run_that_another_process_finishes_at_this_moment_has_not_failed(monke
 
     monkeypatch.setattr(all_runs, "holder", finishing)
     monkeypatch.setattr(all_runs.datasets, "load", lambda p: None)
-    monkeypatch.setattr(all_runs, "announce", lambda *_: "")
+    monkeypatch.setattr(all_runs, "estimates", lambda *_: {})
     assert all_runs.main([study.name]) == 0
     assert len(asked) == 3 and "left to pid 1 on elsewhere" in capsys.readouterr().out
+
+
+def announced(study):
+    return all_runs.announce(study, all_runs.estimates(study, list(study.runs), 1), 1)
 
 
 def test_the_time_is_measured_aside_and_said_where_it_could_not_be(monkeypatch, tmp_path):
     made.place(monkeypatch, tmp_path)
     study = made.study(settings=["kernel-3", "kernel-9"])
-    assert re.search(r"2 of 2 runs to train, about .* in all: ", all_runs.announce(study, list(study.runs), 1))
+    assert re.search(r"2 of 2 runs to train, about .* in all: ", announced(study))
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Aside)
     monkeypatch.setattr(Aside, "answers", [100.0, None])
-    text = all_runs.announce(study, list(study.runs), 1)
+    text = announced(study)
     assert "about 2 min in all without 1 of them, whose time could not be measured: " in text
 
 
@@ -226,9 +237,7 @@ def test_a_measurement_that_is_killed_stops_nothing(monkeypatch, tmp_path):
     made.place(monkeypatch, tmp_path)
     study = made.study(settings=["kernel-3", "kernel-9"])
     monkeypatch.setattr(all_runs, "measured", killed)
-    assert "2 of 2 runs to train, in a time that could not be measured: " in all_runs.announce(
-        study, list(study.runs), 1
-    )
+    assert "2 of 2 runs to train, in a time that could not be measured: " in announced(study)
 
 
 class Aside(concurrent.futures.Executor):
@@ -266,7 +275,7 @@ def test_a_run_that_fails_before_training_leaves_its_reason_and_one_that_is_stop
     command = [all_runs.sys.executable, "-c", f"import os, signal, sys; {code}"]
     monkeypatch.setattr(all_runs, "notebook_command", lambda run, folder: command)
     monkeypatch.setattr(all_runs.datasets, "load", lambda p: None)
-    monkeypatch.setattr(all_runs, "announce", lambda *_: "")
+    monkeypatch.setattr(all_runs, "estimates", lambda *_: {})
     assert all_runs.main([study.name]) == 1
     shown = capsys.readouterr().err.splitlines()[-1]
     assert shown == f"{study.runs[0].name}: not finished. {ENDS[code] or 'It was stopped; the same command goes on.'}"
@@ -311,7 +320,7 @@ def test_runs_at_a_time_divide_the_cores_and_the_gpus_among_them(monkeypatch, tm
     monkeypatch.setattr(all_runs, "process", Gpus)
     monkeypatch.setattr(all_runs, "execute", execute)
     monkeypatch.setattr(all_runs.datasets, "load", lambda p: None)
-    monkeypatch.setattr(all_runs, "announce", lambda *_: "")
+    monkeypatch.setattr(all_runs, "estimates", lambda *_: {})
     assert all_runs.main([study.name, "--jobs", str(jobs)]) == 1
     said = capsys.readouterr().err
     assert ("JOBS=99: taking 8, as many as there are cores" in said) == (jobs == 99)

@@ -203,23 +203,42 @@ def test_a_folder_that_cannot_be_made_is_one_line_that_names_the_way_out(tmp_pat
         venv.main(Path("/proc/none/x"))
 
 
-def test_large_downloads_and_quiet_minutes_have_a_line(capsys, monkeypatch):
+def some_lines():
+    yield "Collecting torch==2\n"
+    yield "  Downloading torch-2-cp311-cp311-manylinux.whl.metadata (30 kB)\n"
+    yield "  Downloading torch-2-cp311-cp311-manylinux.whl (906.4 MB)\n"
+    venv.time.sleep(0.3)
+    yield "  Using cached six-1-py3-none-any.whl (11 kB)\n"
+    yield "Installing collected packages: six, torch\n"
+    venv.time.sleep(0.3)
+
+
+def test_large_downloads_and_quiet_minutes_have_a_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(venv, "QUIET", 0.2)
-
-    def lines():
-        yield "Collecting torch==2\n"
-        yield "  Downloading torch-2-cp311-cp311-manylinux.whl.metadata (30 kB)\n"
-        yield "  Downloading torch-2-cp311-cp311-manylinux.whl (906.4 MB)\n"
-        venv.time.sleep(0.3)
-        yield "  Using cached six-1-py3-none-any.whl (11 kB)\n"
-        yield "Installing collected packages: six, torch\n"
-        venv.time.sleep(0.3)
-
-    assert len(venv.show(lines())) == 5
+    (tmp_path / venv.MADE_HERE).mkdir()
+    (tmp_path / venv.MADE_HERE / "a.whl").write_bytes(bytes(60_000_000))
+    (tmp_path / "lib" / "python3" / "site-packages" / "six-1.dist-info").mkdir(parents=True)
+    assert len(venv.show(some_lines(), tmp_path)) == 5
     told = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()]
     assert told == [
-        "torch-2 (906.4 MB)", "torch-2 ...", "installing 2 packages, a minute or two", "installing 2 packages ...",
+        "torch-2 (906.4 MB)", "torch-2 ... 0.1 GB fetched so far", "installing 2 packages, a minute or two",
+        "installing 2 packages ... 1 so far",
     ]  # fmt: skip
+
+
+def test_at_a_terminal_what_is_going_on_renews_itself_in_one_line_that_fits(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(venv.sys.stdout, "isatty", lambda: True, raising=False)
+    get = venv.queue.Queue.get
+    monkeypatch.setattr(venv.queue.Queue, "get", lambda queue, timeout: get(queue, timeout=timeout / 5))
+    venv.show(some_lines(), tmp_path)
+    written = capsys.readouterr().out
+    assert written.split("\n") == [
+        "\r  0:00  torch-2 (906.4 MB)\x1b[K",
+        "\r  0:00  torch-2 ... 0.0 GB fetched so f\x1b[K\r  0:00  installing 2 packages, a minute\x1b[K",
+        "\r  0:00  installing 2 packages ... 0 so \x1b[K\r\x1b[K",
+    ]
 
 
 @pytest.mark.parametrize("venv_is", ["{}/elsewhere", "{}/with space"])

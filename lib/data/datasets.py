@@ -5,6 +5,7 @@ PATH/test/CLASS/*, or PATH/CLASS/* alone. Then a fifth of each class, by a hash 
 the same for every seed and on every machine.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from lib.data import download
 from lib.data.download import DataError
 from lib.data.picture import picture
-from lib.params import DATASETS, FOLDER, IMAGE, ParameterError, Params, check_sizes
+from lib.params import DATASETS, FOLDER, IMAGE, ParameterError, Params, UserError, check_sizes
 from lib.records import CLASSES, MEAN, STD, TEST_IMAGES, USUAL, Normal, lock
 from lib.study import ROOT
 
@@ -60,6 +61,18 @@ def read(dataset: str, data_dir: str = "") -> Dataset:
     if dataset == "cifar10":
         return Dataset(**download.cifar10(data_dir))
     return cifar100(data_dir) if dataset == "cifar100" else of_folder(place(dataset))
+
+
+def kept(p: Params) -> Dataset | None:
+    """The data set of a run as `load` gives it, or None where that would have to be fetched or cannot be read."""
+    if p.dataset == "cifar10":
+        arrays = download.kept(p.data_dir)
+        return Dataset(**arrays, normal=Normal(MEAN, STD[p.std])) if arrays else None
+    if p.dataset == "cifar100" and not (download.data_folder(p.data_dir) / "cifar-100-python").is_dir():
+        return None
+    with contextlib.suppress(UserError):
+        return load(p)
+    return None
 
 
 def sizes(p: Params) -> tuple[int, int]:

@@ -188,19 +188,19 @@ def confusion_of(seeds: list[tuple[np.ndarray, np.ndarray]], name: str, classes:
 
 
 @styled
-def mistakes(runs: pd.DataFrame, cifar: dict[str, np.ndarray] | None) -> Figure | None:
+def mistakes(runs: pd.DataFrame, data) -> Figure | None:
     """The test images that the best setting gets wrong with the highest probability, the mean over its seeds.
 
-    cifar: test_images (10000, 32, 32, 3), uint8, and test_labels, as lib.data has them; None where they are not here.
+    data: has test_images (N, 32, 32, 3), uint8, and test_labels, as lib.data.datasets has them; None where it is not here.
     """
     found = outputs(runs)
-    if not found or cifar is None:
+    if not found or data is None:
         return None
     seeds = found[best(found)]
-    if any(not np.array_equal(labels, cifar["test_labels"]) for _, labels in seeds):
+    if any(not np.array_equal(labels, data.test_labels) for _, labels in seeds):
         return None  # logits of other images than these
     chances = np.mean([p for p, _ in seeds], axis=0)
-    return mistakes_of(cifar["test_images"], cifar["test_labels"], chances, names(runs))
+    return mistakes_of(data.test_images, data.test_labels, chances, names(runs))
 
 
 @styled

@@ -1,5 +1,7 @@
 """Figures of one run, for the notebooks train and explore; figures.py has those of a whole study."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -37,53 +39,18 @@ def curves(record: dict) -> Figure:
     return figure
 
 
-def confusion(predicted: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Figure:
-    """How often a true class (row) is taken for each of `classes` (column), in per cent of the row.
+def live_curves() -> Callable:
+    """For `fit` to call, in a notebook: the curves of the epochs so far, each time in the place of those before."""
+    from IPython.display import DisplayHandle
 
-    predicted, labels: (N,). Of many classes only colours and every few names have room.
-    """
-    counts = np.zeros((len(classes), len(classes)))
-    np.add.at(counts, (labels, predicted), 1)
-    shares = 100 * counts / counts.sum(1, keepdims=True)
-    figure = Figure((7, 6), layout="constrained")
-    axes = figure.subplots()
-    few, every = len(classes) <= 20, -(-len(classes) // 25)
-    sns.heatmap(shares, annot=few, fmt=".0f", cmap="Blues", cbar=False, square=True, ax=axes, vmin=0, vmax=100,
-                xticklabels=every, yticklabels=every)  # fmt: skip
-    axes.set(xlabel="predicted", ylabel="true", xticklabels=classes[::every], yticklabels=classes[::every])
-    axes.tick_params(axis="x", rotation=45 if few else 90)
-    axes.tick_params(axis="y", rotation=0)
-    return figure
+    place = DisplayHandle()
 
+    def show(clock) -> None:
+        history = clock.state.history
+        if clock.state.step == 0:
+            (place.update if len(history) > 1 else place.display)(curves({"history": history}))
 
-def mistakes(
-    images: np.ndarray, labels: np.ndarray, chances: np.ndarray, classes: tuple[str, ...], count: int = 12
-) -> Figure:
-    """The images (N, 32, 32, 3) that are wrong with the greatest probability; chances is (N, classes)."""
-    said = chances.argmax(1)
-    wrong = np.flatnonzero(said != labels)
-    worst = wrong[np.argsort(-chances[wrong].max(1))][:count]
-    figure = Figure((9, 4), layout="constrained")
-    for cell, i in zip(figure.subplots(2, -(-count // 2)).flat, worst, strict=False):
-        cell.imshow(images[i])
-        cell.set_title(f"{classes[labels[i]]}\n→ {classes[said[i]]} {100 * chances[i].max():.0f} %", fontsize=9)
-    for cell in figure.axes:
-        cell.set_axis_off()
-    return figure
-
-
-def kernels(model) -> Figure:
-    """The depthwise kernels of 16 channels of the first (top) and of the last block."""
-    figure = Figure((9, 5), layout="constrained")
-    for part, block, name in zip(figure.subfigures(2, 1), (0, -1), ("first", "last"), strict=True):
-        weights = depthwise(model)[block][:16]  # (16, k, k)
-        limit = np.abs(weights).max()
-        part.suptitle(f"{name} block", fontsize=10)
-        for cell, weight in zip(part.subplots(2, 8).flat, weights, strict=False):
-            cell.imshow(weight, cmap="RdBu_r", vmin=-limit, vmax=limit)
-        for cell in part.axes:
-            cell.set_axis_off()
-    return figure
+    return show
 
 
 def reach(model) -> Figure:

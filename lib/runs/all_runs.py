@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -30,7 +30,7 @@ from lib import kernel, machine, records
 from lib.data import datasets
 from lib.params import FOLDER, ParameterError, UserError
 from lib.records import span
-from lib.runs import cluster
+from lib.runs import cluster, progress
 from lib.runs.lock import claim, holder
 from lib.study import ROOT, Run, Study, load, names, shown
 
@@ -132,6 +132,7 @@ def train_all(study: Study, jobs: int) -> int:
     refused = [run for run in study.runs if table.status[run.name] == "refused"]
     todo = [run for run in study.runs if table.status[run.name] not in ("done", "refused")]
     print(f"{study.name}: {study.purpose}")
+    seconds: dict[str, float | None] = {}
     if todo:
         try:
             data = datasets.load(study.base)  # fetched or read once, with visible progress; only training needs it
@@ -142,10 +143,12 @@ def train_all(study: Study, jobs: int) -> int:
         except UserError as error:
             print(error, file=sys.stderr)
             return 1
-        print(announce(study, todo, jobs), flush=True)
+        seconds = estimates(study, todo, jobs)
+        print(announce(study, seconds, jobs), flush=True)
     failed: list[Run] = []
     places = shares(jobs if todo else 1)
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool, _stopping(pool):
+    showing = progress.shown(study, seconds) if todo else contextlib.nullcontext()
+    with showing, concurrent.futures.ThreadPoolExecutor(jobs) as pool, _stopping(pool):
         waiting = dict.fromkeys(todo)
         while waiting:
             free = [run for run in waiting if not holder(folder_of(study, run.name))]
@@ -153,6 +156,7 @@ def train_all(study: Study, jobs: int) -> int:
                 # The lock first: a process that exits in between has written its record.
                 elsewhere = not tried or holder(folder_of(study, run.name))
                 if (folder_of(study, run.name) / records.RESULT).exists():
+                    progress.send(run=run.name, ended=True)
                     del waiting[run]
                 elif not elsewhere:
                     failed.append(run)
@@ -204,6 +208,7 @@ def train(study: Study, run: Run, places: queue.SimpleQueue) -> bool:
                 reason = execute(notebook_command(run, folder), {**kernel.environment(), **own})
             finally:
                 places.put(place)
+                progress.send(run=run.name, ended=True)
             if reason is not None and not any((folder / name).exists() for name in (records.RESULT, records.FAILURE)):
                 records.note_failure(folder, run.params, reason)
         return True
@@ -247,14 +252,19 @@ _stopped = threading.Event()
 def execute(command: list[str], environment: dict) -> str | None:
     """Runs a program to its end, or until this one is stopped; None if either is stopped, else its last words."""
     options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+    if environment.get(kernel.PROGRESS):  # this program draws lines, above which the other's have to stand
+        options["stdout"] = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, env=environment, **options) as process:
         _executing.add(process)
         if _stopped.is_set():  # a moment too late to be among those that were terminated
             process.terminate()
         said = ""
+        printing = threading.Thread(target=print_all, args=(process.stdout or (),))
+        printing.start()
         for line in process.stderr:
             sys.stderr.write(line)
             said = line.strip() or said
+        printing.join()
         status = process.wait()
         _executing.discard(process)
     if _stopped.is_set() or status in STOPPED:
@@ -262,6 +272,11 @@ def execute(command: list[str], environment: dict) -> str | None:
     if status == 0:
         return f"{NOTEBOOK.relative_to(ROOT)} ran to its end and left no record of this run: was it changed?"
     return re.sub(r"\x1b\[[\d;]*m", "", said)[:500] or f"papermill ended with status {status}"
+
+
+def print_all(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, end="")
 
 
 @contextlib.contextmanager
@@ -278,11 +293,11 @@ def _stopping(pool: concurrent.futures.Executor) -> Iterator[None]:
         raise
 
 
-def announce(study: Study, todo: list[Run], jobs: int) -> str:
-    """What will be trained and about how long it takes on this machine."""
+def estimates(study: Study, todo: list[Run], jobs: int) -> dict[str, float | None]:
+    """About how many seconds each run still takes on this machine; None where that could not be measured."""
     epochs_done = records.load(study).set_index("run").epoch
     whole: dict[tuple, float | None] = {}  # seconds of a run from its start, by what makes it slow
-    seconds = []
+    found = {}
     with process(jobs) as aside:
         for run in todo:
             p = run.params
@@ -294,13 +309,18 @@ def announce(study: Study, todo: list[Run], jobs: int) -> str:
                     raise
                 except Exception:  # killed for want of memory, or a module is broken: the run will say so itself
                     whole[kind] = None
-            if whole[kind] is not None:
-                seconds.append(whole[kind] * (1 - epochs_done[run.name] / p.epochs) + STARTING)
-    unknown = len(todo) - len(seconds)
-    about = f"about {span(sum(seconds) / jobs)} in all" if seconds else "in a time that could not be measured"
-    without = f" without {unknown} of them, whose time could not be measured" if seconds and unknown else ""
-    names = ", ".join(run.name for run in todo)
-    return f"{len(todo)} of {len(study.runs)} runs to train, {about}{without}: {names}"
+            left = float(1 - epochs_done[run.name] / p.epochs)
+            found[run.name] = None if whole[kind] is None else whole[kind] * left + STARTING
+    return found
+
+
+def announce(study: Study, seconds: dict[str, float | None], jobs: int) -> str:
+    """What will be trained and about how long it takes on this machine, from `estimates`."""
+    known = [value for value in seconds.values() if value is not None]
+    unknown = len(seconds) - len(known)
+    about = f"about {span(sum(known) / jobs)} in all" if known else "in a time that could not be measured"
+    without = f" without {unknown} of them, whose time could not be measured" if known and unknown else ""
+    return f"{len(seconds)} of {len(study.runs)} runs to train, {about}{without}: {', '.join(seconds)}"
 
 
 def take_share(jobs: int) -> None:

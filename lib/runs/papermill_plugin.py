@@ -8,12 +8,14 @@ and where it is the training notebook, it
 - checks the parameters before a kernel starts: one line and exit status 2 instead of a run with the defaults,
 - passes every parameter, so that a value saved in the notebook's cell is not one that nobody sees on the command line,
 - gives the executed notebook a place beside the record where the call names none, and says so on stderr,
-- shows the training's own lines in the terminal.
+- shows at a terminal how far the training is, or its own lines where that is written to a file.
 """
 
 import base64
+import contextlib
 import dataclasses
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from papermill.exceptions import PapermillException, PapermillExecutionError
 
 from lib import kernel, records
 from lib.params import ParameterError, Params, UserError, assigned
+from lib.runs import progress
 from lib.study import ROOT, parse_yaml, read_yaml
 
 NOTEBOOK = ROOT / "notebooks" / "train.ipynb"
@@ -83,9 +86,11 @@ def invoke(command: click.Command, context: click.Context):
     if not ours or not (notebook.is_relative_to(ROOT) or _elsewhere(notebook)):
         return _invoke(command, context)
     status, line, hint = 1, "", "; the same command goes on" if notebook == NOTEBOOK else ""
+    elsewhere = context.params["log_output"] or context.params["stdout_file"]
     try:
-        prepare(notebook, context.params)
-        return _invoke(command, context)
+        with progress.shown() if notebook == NOTEBOOK and not elsewhere else contextlib.nullcontext():
+            prepare(notebook, context.params)
+            return _invoke(command, context)
     except ParameterError as error:
         status, line = 2, str(error)
     except KernelKilled as error:
@@ -127,7 +132,8 @@ def prepare(notebook: Path, options: dict) -> None:
             options["output_path"] = output = str(records.run_folder(params) / records.NOTEBOOK)
             print(f"{notebook.name}: no output path given, the executed notebook goes to {output}", file=sys.stderr)
         if not (options["log_output"] or options["stdout_file"]):
-            shown = click.open_file("-", "w", encoding="utf-8")
+            live = os.environ.get(kernel.PROGRESS)  # then what sys.stdout is given stands above the line
+            shown = sys.stdout if live else click.open_file("-", "w", encoding="utf-8")
             options |= {"progress_bar": False, "stdout_file": shown, "stderr_file": shown}
     if output and not set(output) & set("{:"):  # neither a pattern nor an address
         Path(output).parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from lib.model import count_parameters, forward_macs, network
 from lib.native import layers
 from lib.params import NUMERICS, Params, UserError, run_name
 from lib.records import span
+from lib.runs import progress
 from lib.runs.lock import own
 from lib.study import base_params
 from lib.train import Trained, TrainingError, estimate, fit, pick_device
@@ -27,6 +28,10 @@ def run(p: Params, say: Callable[[str], None] = print) -> dict:
     """
     folder = records.run_folder(p)
     name = folder.name
+
+    def say_of_run(text: str) -> None:
+        say(f"{name}  {text}")
+
     pick_device(p.device)  # one that is not there is an error before anything is written
     with own(folder):
         records.remove_parts(folder)
@@ -41,7 +46,8 @@ def run(p: Params, say: Callable[[str], None] = print) -> dict:
         (folder / records.FAILURE).unlink(missing_ok=True)
         try:
             data = datasets.load(p)
-            trained = fit(p, data, folder, lambda text: say(f"{name}  {text}"))
+            with progress.watched(name, say_of_run) as show:
+                trained = fit(p, data, folder, say_of_run, show)
             record = make_record(p, data, trained, started)
             write_record(folder, record, trained, data)
         except (Exception, MemoryError) as error:
@@ -49,7 +55,7 @@ def run(p: Params, say: Callable[[str], None] = print) -> dict:
             words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             records.note_failure(folder, p, words)
             raise error from None if isinstance(error, UserError) else error
-        say(f"{name}  done: {record['test_acc']:.2f} % on the test set, {span(record['seconds'])}")
+        say_of_run(f"done: {record['test_acc']:.2f} % on the test set, {span(record['seconds'])}")
         return record
 
 
