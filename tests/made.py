@@ -124,7 +124,7 @@ def record(run, order: float = 1.0, leak: bool = False) -> dict:
         "seconds": seconds, "seconds_per_epoch": seconds / p.epochs, "images_per_second": speed,
         "peak_memory_mb": 900.0 / p.patch, "parameters": 50_000 + 256 * p.kernel**2,
         "forward_macs": 30_000_000 // p.patch**2, "data_digest": "sha256:" + "0" * 64,
-        "train_images": p.train_images or 240,
+        "train_images": p.train_images or 45_000,
         "val_images": 5_000, "checkpoints": 3, "resumed": 0, "started": "2026-01-01T00:00:00+00:00",
         "finished": "2026-01-01T01:00:00+00:00",
         "environment": {

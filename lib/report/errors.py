@@ -191,7 +191,7 @@ def confusion_of(seeds: list[tuple[np.ndarray, np.ndarray]], name: str, classes:
 def mistakes(runs: pd.DataFrame, data) -> Figure | None:
     """The test images that the best setting gets wrong with the highest probability, the mean over its seeds.
 
-    data: has test_images (N, 32, 32, 3), uint8, and test_labels, as lib.data.datasets has them; None where it is not here.
+    data: test_images (N, 32, 32, 3), uint8, and test_labels, as a lib.data.datasets.Dataset; None where it is not here.
     """
     found = outputs(runs)
     if not found or data is None:
