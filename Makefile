@@ -34,7 +34,7 @@ help:
 	@echo "make import FROM=folder             take finished runs from another machine's or clone's reports/"
 	@echo "make predict IMAGE=cat.jpg          what a published network sees in a picture; [RUN=study/run] chooses which"
 	@echo "make play                           reports/published/play.html: published networks in a browser"
-	@echo "make check                          form: ruff on code and notebooks, notebooks without outputs; seconds"
+	@echo "make check                          form and types: ruff, mypy, notebooks without outputs; seconds"
 	@echo "make test                           the tests"
 	@echo "make test-faults                    kills, full disks, bad input: a line a fault; half an hour"
 	@echo "make test-page                      the pages in a headless browser, which it finds or installs"
@@ -93,6 +93,7 @@ check: $(READY)
 	@$(BIN)/ruff check $(SOURCE)
 	@$(BIN)/ruff format --check $(SOURCE)
 	@$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
+	@$(BIN)/mypy
 
 # Files side by side: most of a test of the whole pipeline is one core's imports.
 test: $(READY) data
@@ -124,6 +125,6 @@ lab: $(READY)
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=. notebooks/train.ipynb
 
 clean:
-	@rm -rf .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	@find lib tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 	@[ ! -d reports ] || find reports -name '*.ipynb' -delete

@@ -37,9 +37,9 @@ class Kernel(AsyncKernelManager):
     def kernel_spec(self):
         return KernelSpec(argv=[sys.executable, "-m", "ipykernel", "-f", "{connection_file}"], language=LANGUAGE)
 
-    async def start_kernel(self, **options):
+    async def start_kernel(self, **options):  # type: ignore[override]  # a coroutine, as its own is
         self.connection_file = str(self.folder / "connection.json")
-        plain = Path(importlib.util.find_spec("matplotlib").origin).with_name("mpl-data") / "matplotlibrc"
+        plain = Path(str(importlib.util.find_spec("matplotlib").origin)).with_name("mpl-data") / "matplotlibrc"
         variables = {PROGRESS: "", **environment(), "IPYTHONDIR": str(self.folder), "MATPLOTLIBRC": str(plain)}
         # It would say that its sockets are not encrypted, and print its own loop where it is interrupted; and IPython
         # would put the folder in which it is started back on the path.

@@ -118,8 +118,8 @@ def cgroups(proc: Path) -> list[Path]:
             controller = {"cgroup2": "", "cgroup": "cpu"}.get(kind)
             if controller in paths and (kind == "cgroup2" or "cpu" in options.split(",")):
                 # A container often sees its own cgroup where others see the root of all.
-                path, top = Path(paths[controller]), Path(mount)
-                inside = path.relative_to(root) if path.is_relative_to(root) and ".." not in path.parts else Path()
+                own, top = Path(paths[controller]), Path(mount)
+                inside = own.relative_to(root) if own.is_relative_to(root) and ".." not in own.parts else Path()
                 folders += [top / inside, *(top / part for part in inside.parents)]
     return folders
 

@@ -348,8 +348,7 @@ def _check(p: Params) -> None:
     need(p.seed < 2**32, "seed", f"give less than {2**32}")
     if p.dataset in DATASETS:
         classes = DATASETS[p.dataset][1]
-        allowed = f"give a multiple of {classes}, the same number from each class"
-        need(p.val_size % classes == 0, "val_size", allowed)
+        need(p.val_size % classes == 0, "val_size", f"give a multiple of {classes}, the same number from each class")
         check_sizes(p, TRAIN_IMAGES)
     need(p.val_size > 0 or p.select != "best_val", "select", "best_val needs val_size above 0, or take select=last")
     need(p.dtype != "float16" or p.device not in ("cpu", "mps"), "dtype", "float16 needs device=cuda, or take bfloat16")

@@ -160,7 +160,7 @@ def write_json(path: Path, values: dict) -> None:
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes a compressed .npz atomically; the same arrays give the same bytes."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # the stubs take every name for an option
     write_bytes(path, buffer.getvalue())
 
 

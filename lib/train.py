@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,10 +94,11 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(p.seed)
         model = network(p, classes)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     dtype = DTYPES[p.dtype]
     if dtype == torch.float16 and device.type != "cuda":
         raise TrainingError(f"dtype=float16: not trained on {device.type}, give dtype=bfloat16 or float32")
+    native: bool | str
     if not p.native:
         native = "native=False"
     elif p.compile:
@@ -106,7 +108,7 @@ def build(
     called = torch.compile(model) if p.compile else model
     if arithmetic(p, device, native) != p.dtype:
         dtype = torch.float32
-        native += "; in float32, as PyTorch has no bfloat16 convolutions for this processor"
+        native = f"{native}; in float32, as PyTorch has no bfloat16 convolutions for this processor"
 
     def forward(images: Tensor) -> Tensor:
         # Exact types inside the native layers; elsewhere autocast decides, with float32 weights either way.
@@ -167,8 +169,8 @@ def evaluate(
     logits = torch.cat([forward(batch.to(device, non_blocking=True)) for batch in batches]).cpu()
     model.train()
     loss = F.cross_entropy(logits.double(), torch.from_numpy(labels.astype(np.int64)))
-    logits = logits.half().numpy()
-    return {"loss": float(loss), "acc": records.accuracy(logits, labels), "logits": logits}
+    rounded = logits.half().numpy()
+    return {"loss": float(loss), "acc": records.accuracy(rounded, labels), "logits": rounded}
 
 
 @dataclasses.dataclass
@@ -331,7 +333,7 @@ def fit(
         state.check(p)
         state.train_seconds += clock.lap()
 
-        entry = {"epoch": state.epoch + 1, "lr": lr, "loss": float(state.losses.cpu().double().mean())}
+        entry: dict[str, Any] = {"epoch": state.epoch + 1, "lr": lr, "loss": float(state.losses.cpu().double().mean())}
         for name, part in watched.items():
             found = evaluate(p, model, forward, *part, normal) if len(part[0]) else {"loss": None, "acc": None}
             entry |= {f"{name}_loss": found["loss"], f"{name}_acc": found["acc"]}

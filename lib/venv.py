@@ -63,7 +63,7 @@ def main(folder: Path) -> None:
 
 def make(folder: Path, environment: dict) -> None:
     """The virtual environment, with pip and nothing else."""
-    command = [sys.executable, "-I", "-m", "venv", folder]
+    command = [sys.executable, "-I", "-m", "venv", str(folder)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         lines = done.stdout.strip().splitlines() or ["no reason given"]
@@ -77,7 +77,7 @@ def make(folder: Path, environment: dict) -> None:
 
 def install(folder: Path, environment: dict) -> None:
     """The packages of pyproject.toml, and this project as the folder that it is."""
-    pip = [folder / ("Scripts" if os.name == "nt" else "bin") / "python", "-m", "pip"]
+    pip = [str(folder / ("Scripts" if os.name == "nt" else "bin") / "python"), "-m", "pip"]
     # Nothing is written beside the source: it may be read-only.
     (folder / MADE_HERE / "setup.cfg").write_text(f"[egg_info]\negg_base = {folder / MADE_HERE}\n")
     environment = {
@@ -86,8 +86,9 @@ def install(folder: Path, environment: dict) -> None:
         "DIST_EXTRA_CONFIG": str(folder / MADE_HERE / "setup.cfg"),
     }  # fmt: skip
     command = [*pip, "install", "--no-color", "--progress-bar", "off", "--editable", f"{ROOT}[dev]"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-    with subprocess.Popen(command, env=environment, **pipes) as process:
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
         said = show(process.stdout, folder)
     if process.returncode:
         descriptor, log = tempfile.mkstemp(prefix="convmixer-setup-", suffix=".log")

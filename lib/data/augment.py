@@ -7,7 +7,7 @@ Rows are applied by lib/native/augment.c where there is a C compiler, elsewhere 
 
 import ctypes
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -160,7 +160,7 @@ class Augment:
         if (top, left, h, w) == (0, 0, height, width):
             return Image.fromarray(image)
         if (h, w) == (height, width):
-            mode = "reflect" if self.p.crop == "reflect" else "constant"
+            mode: Literal["reflect", "constant"] = "reflect" if self.p.crop == "reflect" else "constant"
             padded = np.pad(image, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)), mode)
             top, left = top + PADDING, left + PADDING
             return Image.fromarray(padded[top : top + h, left : left + w])

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from lib.data import download
 from lib.data.download import DataError
 from lib.data.picture import picture
-from lib.params import DATASETS, FOLDER, IMAGE, ParameterError, Params, UserError, check_sizes
+from lib.params import DATASETS, FOLDER, IMAGE, TRAIN_IMAGES, ParameterError, Params, UserError, check_sizes
 from lib.records import CLASSES, MEAN, STD, TEST_IMAGES, USUAL, Normal, lock
 from lib.study import ROOT
 
@@ -77,11 +78,11 @@ def kept(p: Params) -> Dataset | None:
 
 def sizes(p: Params) -> tuple[int, int]:
     """Images that an epoch trains on, and test images; those of a folder are counted, not read. Raises as `load`."""
-    if p.dataset in DATASETS:
-        return p.train_images, TEST_IMAGES
-    train, test = (sum(map(len, classes.values())) for classes in listed(place(p.dataset)).values())
-    check_sizes(p, train)
-    return p.train_images or train - p.val_size, test
+    train, test = TRAIN_IMAGES, TEST_IMAGES
+    if p.dataset not in DATASETS:
+        train, test = (sum(map(len, classes.values())) for classes in listed(place(p.dataset)).values())
+        check_sizes(p, train)
+    return p.train_size or train - p.val_size, test
 
 
 def split(labels: np.ndarray, val_size: int, train_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -145,7 +146,7 @@ def cifar100(data_dir: str = "") -> Dataset:
     return Dataset(**arrays, classes=tuple(parts[0].classes), digest=digest_of(arrays.values()))
 
 
-def archive(folder: Path, of: type) -> None:
+def archive(folder: Path, of: Any) -> None:
     """Sees to it that the archive of a data set of torchvision's lies in a folder, whole."""
     path = folder / of.filename
     if path.exists():
@@ -174,7 +175,8 @@ def of_folder(folder: Path) -> Dataset:
     picture that cannot be read.
     """
     parts = listed(folder)
-    classes, arrays, small = tuple(parts["train"]), {}, []
+    classes, small = tuple(parts["train"]), []
+    arrays: dict[str, Any] = {}
     kind = np.min_scalar_type(len(classes) - 1)
     for part, files in parts.items():
         # In the order of their hashes: the first few are then pictures of all classes, as in CIFAR-10.
@@ -246,5 +248,5 @@ def size(path: Path) -> int:
 
 def digest_of(arrays: Iterable[np.ndarray]) -> str:
     """16 hex digits over the content of arrays, as download.DIGEST has them."""
-    parts = [hashlib.sha256(np.ascontiguousarray(array)).hexdigest() for array in arrays]
+    parts = [hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for array in arrays]
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]

@@ -16,11 +16,11 @@ import sys
 import tarfile
 import tempfile
 import time
-import typing
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import filelock
 import numpy as np
@@ -59,7 +59,7 @@ LEAST, SLOWEST = 2_000_000, 300  # bytes that must arrive in so many seconds: at
 TRIES = 3  # of a server, without that
 NPM_SLOWEST = 2 * 3600  # seconds for npm, of which nothing is seen until it is done
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]  # of np.ndarray, by their names in ARRAYS
 
 
 class DataError(UserError):
@@ -164,7 +164,7 @@ def verify(arrays: Arrays, source: str) -> None:
         array = arrays[name]
         if array.shape != shape or array.dtype != np.uint8:
             raise DataError(f"{source}: {name} is {array.dtype} {array.shape}, not uint8 {shape}")
-        if hashlib.sha256(np.ascontiguousarray(array)).hexdigest() != digest:
+        if hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() != digest:
             raise DataError(f"{source}: checksum of {name} is wrong")
 
 
@@ -183,7 +183,7 @@ def _keep(arrays: Arrays, path: Path) -> None:
     """Writes the verified copy under another name and renames it: no reader ever sees half of it."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=PART) as folder:
         part = Path(folder) / path.name
-        np.savez(part, **arrays)
+        np.savez(part, **arrays)  # type: ignore[arg-type]  # the stubs take every name for an option
         part.replace(path)
 
 
@@ -232,7 +232,7 @@ def from_hub(folder: Path) -> Arrays:
 
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=PART) as temporary:
-            place = {"repo_type": "dataset", "local_dir": temporary}
+            place: dict[str, Any] = {"repo_type": "dataset", "local_dir": temporary}
             return read_parquet(
                 *(Path(hf_hub_download(HUB_REPOSITORY, HUB_FILES[split], **place)) for split in ("train", "test"))
             )
@@ -281,7 +281,7 @@ def download(url: str, path: Path) -> None:
     There is no limit of time as long as enough arrives. A server that stalls or breaks off is asked for the rest,
     until it has sent nothing worth while TRIES times in a row; what has arrived then stays for the next call.
     """
-    failures = 0
+    failures, reason = 0, Exception("nothing came")  # what happened last
     while failures < TRIES:
         before = path.stat().st_size if path.exists() else 0
         try:
@@ -360,7 +360,7 @@ def read_unpacked(path: Path) -> Arrays:
     return _batches(lambda name: open(path / name, "rb"))
 
 
-def _batches(opened: Callable[[str], typing.BinaryIO]) -> Arrays:
+def _batches(opened: Callable[[str], Any]) -> Arrays:
     """The arrays of the authors' six pickled batches."""
 
     def batch(name: str) -> dict:

@@ -42,11 +42,12 @@ def draw(p: Params, epoch: int, batch: int, height: int, width: int) -> tuple[fl
     lam = float(random.beta(alpha, alpha))
     if not cut:
         return lam, None
+
     # A box of the image's shape around a random pixel, less what lies outside: lam is what it really leaves.
-    slices, area = [], 1
-    for size, at in ((height, int(y * height)), (width, int(x * width))):
-        side = int(size * math.sqrt(1 - lam))
-        low, high = max(0, at - side // 2), min(size, at + (side + 1) // 2)
-        slices.append(slice(low, high))
-        area *= high - low
-    return 1 - area / (height * width), tuple(slices)
+    def span(place: float, size: int) -> slice:
+        side, at = int(size * math.sqrt(1 - lam)), int(place * size)
+        return slice(max(0, at - side // 2), min(size, at + (side + 1) // 2))
+
+    rows, columns = span(y, height), span(x, width)
+    area = (rows.stop - rows.start) * (columns.stop - columns.start)
+    return 1 - area / (height * width), (rows, columns)

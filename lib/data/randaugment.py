@@ -143,7 +143,7 @@ def draw(policy: Policy, u: np.ndarray, height: int, width: int) -> np.ndarray:
         choices = torchvision_choices(policy.magnitude, height, width)
         return choices[np.int64(which * 14), np.int64(sign < 0)]
     level = np.clip(policy.magnitude + policy.spread * ndtri(spread), 0.0, 10.0)
-    ops = timm_ops(np.int64(which * 15), level, sign, height, width)
+    ops = timm_ops((which * 15).astype(np.int64), level, sign, height, width)
     ops["code"][gate >= policy.share] = Code.NOTHING
     ops["filter"] = either(interpolation)
     return ops
@@ -189,7 +189,7 @@ def apply(image: Image.Image, op: np.void, fill: tuple[int, int, int]) -> Image.
         case Code.POSTERIZE:
             return ImageOps.posterize(image, int(value))
         case Code.SOLARIZE:
-            return ImageOps.solarize(image, value)
+            return ImageOps.solarize(image, value)  # type: ignore[arg-type]  # as torchvision calls it
         case Code.SOLARIZE_ADD:
             return image.point([min(255, v + int(value)) if v < 128 else v for v in range(256)] * 3)
         case Code.INVERT:

@@ -419,7 +419,7 @@ class NativeConvMixer(ConvMixer):
         return self.head(MeanFunction.apply(x))
 
 
-def accelerate(model: ConvMixer, dtype: torch.dtype = torch.float32, arithmetic: str | None = None) -> str | None:
+def accelerate(model: nn.Module, dtype: torch.dtype = torch.float32, arithmetic: str | None = None) -> str | None:
     """Lets `model` run on the native layers, in place; None, or one line saying why it stays plain.
 
     `dtype` is that of activations, float32 or bfloat16; parameters, gradients, BatchNorm and logits stay float32.

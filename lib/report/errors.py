@@ -1,6 +1,7 @@
 """Where networks err, from the test logits that every run leaves: classes, confusion, calibration and agreement."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,7 +41,7 @@ def names(runs: pd.DataFrame) -> tuple[str, ...]:
 def best(found: dict[str, list]) -> str:
     """The setting of `outputs` that is right most often, by its mean over seeds."""
     accuracy = {name: np.mean([(p.argmax(1) == labels).mean() for p, labels in seeds]) for name, seeds in found.items()}
-    return max(accuracy, key=accuracy.get)
+    return max(accuracy, key=accuracy.__getitem__)
 
 
 def best_and_its_mistake(runs: pd.DataFrame) -> list[str]:
@@ -95,11 +96,11 @@ def by_class(runs: pd.DataFrame) -> pd.DataFrame:
         for number_, name in enumerate(names(runs)):
             shares = [100 * float((p.argmax(1) == labels)[labels == number_].mean()) for p, labels in seeds]
             accuracy.setdefault(name, {})[setting] = float(np.mean(shares))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, values in accuracy.items():
-        row = {"class": name, "mean": float(np.mean(list(values.values())))}
+        row: dict[str, Any] = {"class": name, "mean": float(np.mean(list(values.values())))}
         for which, choose in (("best", max), ("worst", min)):
-            setting = choose(values, key=values.get)
+            setting = choose(values, key=values.__getitem__)
             several = len(values) > 1
             row |= {which: setting if several else "", f"{which}_accuracy": values[setting] if several else np.nan}
         rows.append(row)

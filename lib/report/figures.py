@@ -7,6 +7,7 @@ shape as well, and an axis that does not start at zero says so.
 
 import functools
 import io
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -26,7 +27,7 @@ OURS = {"color": BLUE, "marker": "o", "linestyle": "-"}
 PAPER = {"color": ORANGE, "marker": "s", "linestyle": "--"}
 ORIGINAL = {"color": GREEN, "marker": "D", "linestyle": ":"}
 
-STYLE = {
+STYLE: dict[str, Any] = {
     "font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9, "legend.frameon": False, "axes.grid": True,
     "grid.color": "#e5e5e5", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888",
     "axes.axisbelow": True, "lines.markersize": 6, "lines.linewidth": 1.6, "text.parse_math": False,
@@ -39,7 +40,8 @@ def styled(draw):
 
     @functools.wraps(draw)
     def wrapped(*args, **options):
-        with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}):
+        look: Any = {**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}
+        with matplotlib.rc_context(look):
             return draw(*args, **options)
 
     return wrapped
@@ -82,7 +84,7 @@ def workflow(study: Study, runs: pd.DataFrame) -> Figure:
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 10), ylim=(-len(stages), 0))
     axes.axis("off")
     for i, (name, lines) in enumerate(stages):
-        box = {"boxstyle": "round,pad=0,rounding_size=0.12", "linewidth": 1.2}
+        box: dict[str, Any] = {"boxstyle": "round,pad=0,rounding_size=0.12", "linewidth": 1.2}
         axes.add_patch(matplotlib.patches.FancyBboxPatch((0.15, -i - 0.8), 9.7, 0.68, fc="#f3f7fa", ec=BLUE, **box))
         axes.text(0.4, -i - 0.46, name, weight="bold", color=BLUE, va="center")
         axes.text(2.55, -i - 0.46, "\n".join(lines), va="center", fontsize=8.5, linespacing=1.45)
@@ -186,8 +188,8 @@ def curves(runs: pd.DataFrame) -> Figure | None:
             _curve(axes, mine, column, name, **look | {"marker": ""})
         for setting in sorted(set().union(*mine["settings"])) if _papers_budget(runs, mine["run"]) else ():
             if (points := published.curve(setting))[0]:
-                look = {"color": GREEN, "mfc": "white", "linestyle": "", "markersize": 5, "marker": "D"}
-                axes.plot(*points, label="the paper's notebooks, test images", **look)
+                dots: dict[str, Any] = {"color": GREEN, "mfc": "white", "linestyle": "", "markersize": 5, "marker": "D"}
+                axes.plot(*points, label="the paper's notebooks, test images", **dots)
         axes.set_title(label, fontsize=9)
         axes.set(xlabel="", ylabel="")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -201,7 +203,8 @@ def curves(runs: pd.DataFrame) -> Figure | None:
     shown = {}
     for axes in panels.flat:
         shown |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=2, columnspacing=1.2)
+    place: Any = "outside upper center"  # which the stubs do not know
+    figure.legend(list(shown.values()), list(shown), loc=place, ncols=2, columnspacing=1.2)
     return described(figure, f"Accuracy by epoch, at the end: {'; '.join(told)}.")
 
 

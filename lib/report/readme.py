@@ -43,7 +43,7 @@ def block() -> str:
 def _ours(rows: pd.DataFrame) -> str:
     """The first of the rows of one configuration as a cell: 61.23 ± 0.45 (n=3), or what became of its runs."""
     if rows.empty or not rows.iloc[0]["n"]:
-        return "not run" if rows.empty else rows.iloc[0]["status"]
+        return "not run" if rows.empty or rows.iloc[0]["status"] == "missing" else rows.iloc[0]["status"]
     row = rows.iloc[0]
     return f"{row['ours']:.2f}" + (f" ± {row['half']:.2f}" if row["n"] > 1 else "") + f" (n={row['n']})"
 

@@ -166,7 +166,7 @@ def learning_rate(study: Study, runs: pd.DataFrame) -> list[str]:
         return []
     ordered = table.sort_values("ours", ascending=False)
     best, second = ordered.iloc[0], ordered.iloc[1]
-    theirs = max(published.SWEEP, key=published.SWEEP.get)
+    theirs = max(published.SWEEP, key=published.SWEEP.__getitem__)
     agree = ", as in the paper" if np.isclose(best["lr"], theirs) else f", where the paper's best is {theirs:g}"
     beside = [
         "The paper's sweep is another measure: its notebook trained k=7, p=4 of 256/8 with Adam, and printed the "
@@ -383,10 +383,12 @@ def compute(runs: pd.DataFrame) -> list[str]:
 
 def speed(bench: dict | None) -> list[str]:
     """How much faster than PyTorch the native layers are on the machine of `make bench`."""
-    table = tables.speed(bench) if bench else pd.DataFrame()
+    if bench is None:
+        return ["`make bench` measures that on this machine."]
+    table = tables.speed(bench)
     table = table[table["over_default"].notna() & table["over_tuned"].notna()] if len(table) else table
     if table.empty:
-        return ["`make bench` measures that on this machine."] if bench is None else []
+        return []
     tuned = ", ".join(f"`{name}`" for name in dict.fromkeys(table["tuned"]))
     said = [
         f"On {records.machine_name(bench)} whole training steps of "

@@ -88,10 +88,12 @@ def seeds_for(step: float, spread: float, power: float = 0.8) -> int:
 
     spread: the standard deviation of the paired differences, in the same unit.
     """
-    for n in itertools.count(2):
+
+    def found(n: int) -> float:
         limit = scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1)
-        if scipy.stats.nct.sf(limit, n - 1, abs(step) / spread * math.sqrt(n)) >= power:
-            return n
+        return scipy.stats.nct.sf(limit, n - 1, abs(step) / spread * math.sqrt(n))
+
+    return next(n for n in itertools.count(2) if found(n) >= power)
 
 
 def trend(table) -> Trend:

@@ -104,8 +104,8 @@ def others(runs: pd.DataFrame) -> pd.DataFrame:
     names = dict.fromkeys(name for names in runs["settings"] for name in names if name not in (*known, "baseline"))
     table = pd.DataFrame([_compared(runs, _cell(runs, name), None) for name in names])
     if len(table):
-        known = published.context if cells.of_the_paper(runs) else lambda *_: ()
-        contexts = [known(row.kernel, row.patch) for row in table.itertuples()]
+        comparable = cells.of_the_paper(runs)
+        contexts = [published.context(row.kernel, row.patch) if comparable else () for row in table.itertuples()]
         table["published"] = ["; ".join(f"{f.accuracy:.2f} ({f.source})" for f in found) for found in contexts]
     return table.drop(columns=["paper", "ours_minus_paper"], errors="ignore")
 

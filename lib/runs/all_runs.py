@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -106,7 +107,7 @@ def status(study: Study) -> str:
         queued = cluster.queue(study)
     except cluster.ClusterError as error:
         rest.append(str(error))
-    lines = [("run", "status", "epochs", "test accuracy", "time", "queue")]
+    lines: list[tuple[str, ...]] = [("run", "status", "epochs", "test accuracy", "time", "queue")]
     for row, run in zip(table.itertuples(), study.runs, strict=True):
         who = holder(folder_of(study, row.run))
         state = "running" if who and row.status != "done" else row.status
@@ -251,7 +252,12 @@ _stopped = threading.Event()
 
 def execute(command: list[str], environment: dict) -> str | None:
     """Runs a program to its end, or until this one is stopped; None if either is stopped, else its last words."""
-    options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+    options: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "errors": "replace",
+    }
     if environment.get(kernel.PROGRESS):  # this program draws lines, above which the other's have to stand
         options["stdout"] = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, env=environment, **options) as process:
@@ -309,8 +315,8 @@ def estimates(study: Study, todo: list[Run], jobs: int) -> dict[str, float | Non
                     raise
                 except Exception:  # killed for want of memory, or a module is broken: the run will say so itself
                     whole[kind] = None
-            left = float(1 - epochs_done[run.name] / p.epochs)
-            found[run.name] = None if whole[kind] is None else whole[kind] * left + STARTING
+            seconds, left = whole[kind], float(1 - epochs_done[run.name] / p.epochs)
+            found[run.name] = None if seconds is None else seconds * left + STARTING
     return found
 
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from lib import machine, records, study
 
@@ -192,7 +193,9 @@ def epoch(pipe: Connection, network: Network, images: int) -> None:
 
     random = np.random.default_rng(0)
     count = {"train": images, "test": 100}
-    made = {f"{part}_images": random.integers(0, 256, (n, 32, 32, 3), np.uint8) for part, n in count.items()}
+    made: dict[str, Any] = {
+        f"{part}_images": random.integers(0, 256, (n, 32, 32, 3), np.uint8) for part, n in count.items()
+    }
     made |= {f"{part}_labels": (np.arange(n) % 10).astype(np.uint8) for part, n in count.items()}
     p = study.base_params(network.study).replace(
         kernel=network.kernel, patch=network.patch, epochs=1, train_size=0, val_size=0, select="last", device="cpu"

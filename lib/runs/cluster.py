@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from lib import records
 from lib.data import datasets
@@ -79,14 +80,14 @@ def defaults() -> dict[str, str]:
     """CPUs and GPUs of a task in the partition that it goes to: one GPU where there are any."""
     wanted = os.environ.get("PARTITION") or os.environ.get("SBATCH_PARTITION")
     only = [f"--partition={wanted}"] if wanted else []
-    kinds = [line.split("|") for line in slurm("sinfo", "--noheader", "--format=%P|%G|%c", *only).splitlines()]
-    kinds = [(gres, int(cpus.rstrip("+"))) for name, gres, cpus in kinds if wanted or name.endswith("*")]
+    lines = [line.split("|") for line in slurm("sinfo", "--noheader", "--format=%P|%G|%c", *only).splitlines()]
+    kinds = [(gres, int(cpus.rstrip("+"))) for name, gres, cpus in lines if wanted or name.endswith("*")]
     most = max((cpus for _, cpus in kinds), default=1)
     gpu = {"GPUS": "1"} if any("gpu" in gres for gres, _ in kinds) else {}
     return {"CPUS": str(min(CPUS, most)), **gpu}
 
 
-def mark(study: Study, runs: list[Run] = ()) -> str:
+def mark(study: Study, runs: Sequence[Run] = ()) -> str:
     """A job's comment, by which it is known again: where its records go, and the run of each task in their order."""
     return " ".join([f"{records.study_folder(study.name)}:", *(run.name for run in runs)])
 

@@ -113,7 +113,7 @@ def invoke(command: click.Command, context: click.Context):
     raise SystemExit(status)
 
 
-click.Command.invoke = invoke
+click.Command.invoke = invoke  # type: ignore[method-assign, assignment]
 
 
 def prepare(notebook: Path, options: dict) -> None:
