@@ -67,11 +67,11 @@ def test_what_is_finished_refused_queued_or_held_is_not_submitted(study, slurm, 
 
 def test_without_data_nothing_is_submitted(study, slurm, monkeypatch, capsys):
     def unreachable(p):
-        raise DataError("CIFAR-10 could not be had")
+        raise DataError("could not get CIFAR-10")
 
     monkeypatch.setattr(cluster.datasets, "load", unreachable)
     assert all_runs.main([study.name, "--submit"]) == 1
-    assert capsys.readouterr().err == "CIFAR-10 could not be had\n" and "sbatch" not in slurm.asked
+    assert capsys.readouterr().err == "could not get CIFAR-10\n" and "sbatch" not in slurm.asked
 
 
 @pytest.mark.parametrize(

