@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from lib import records
+from lib import machine, records
 from lib.native import layers
 from lib.runs import bench
 
@@ -68,6 +68,7 @@ def test_record_of_a_whole_bench(record, tmp_path):
     assert record["bfloat16_arithmetic"] == layers.bfloat16_arithmetic()
     (whole,) = record["epochs"]
     assert whole["images_per_second"] > 0 and whole["data_share"] < 1
+    assert set(record["feeding"]) == {"0", str(machine.cores())} and min(record["feeding"].values()) > 0
     records.write_json(tmp_path / "bench.json", record)  # it can be written
     assert json.loads((tmp_path / "bench.json").read_text()) == record
     assert "ours over tuned" in bench.table(record)

@@ -21,7 +21,6 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 from lib import machine, records, study
 
@@ -185,27 +184,18 @@ def epoch(pipe: Connection, network: Network, images: int) -> None:
     The epoch is that of `fit` with the recipe and the type of the network's study: augmentation, mixing, data loading
     and the look at the loss. `images`: a multiple of 10, as many of each class.
     """
-    import numpy as np
     import torch
 
     from lib import train
-    from lib.data.datasets import Dataset
 
-    random = np.random.default_rng(0)
-    count = {"train": images, "test": 100}
-    made: dict[str, Any] = {
-        f"{part}_images": random.integers(0, 256, (n, 32, 32, 3), np.uint8) for part, n in count.items()
-    }
-    made |= {f"{part}_labels": (np.arange(n) % 10).astype(np.uint8) for part, n in count.items()}
+    data = noise(images)
     p = study.base_params(network.study).replace(
         kernel=network.kernel, patch=network.patch, epochs=1, train_size=0, val_size=0, select="last", device="cpu"
     )
 
     def whole() -> float:
         with tempfile.TemporaryDirectory() as folder:
-            return train.fit(p, Dataset(**made), Path(folder), say=lambda line: None).state.history[0][
-                "images_per_second"
-            ]
+            return train.fit(p, data, Path(folder), say=lambda line: None).state.history[0]["images_per_second"]
 
     def bare() -> float:
         model, forward, _ = train.build(p, torch.device("cpu"))
@@ -223,6 +213,44 @@ def epoch(pipe: Connection, network: Network, images: int) -> None:
         pipe.send({"images_per_second": whole(), "steps_images_per_second": bare()})
 
 
+def feed(pipe: Connection, images: int) -> None:
+    """Answers "measure" with images a second that the data path alone delivers, by the number of its workers.
+
+    It is the paper's recipe: augmentation, loading and mixing. A GPU that trains faster than that waits for images.
+    """
+    from lib.data import draws, loader
+    from lib.data.augment import Augment
+    from lib.data.mix import mix
+
+    data, p = noise(images), study.base_params("paper")
+    augment = Augment(data.train_images, p, *data.normal)
+
+    def rate(workers: int) -> float:
+        plan, order = augment.plan(0), draws.order(p.seed, 0, images)
+        begun = time.perf_counter()
+        for step, (x, y) in enumerate(
+            loader.batches(augment, data.train_labels, plan, order, p.batch_size, workers=workers)
+        ):
+            mix(x, y, p, 0, step)
+        return images / (time.perf_counter() - begun)
+
+    rate(0)  # warms up
+    pipe.send("ready")
+    for _ in orders(pipe):
+        pipe.send({str(workers): rate(workers) for workers in (0, machine.cores())})
+
+
+def noise(images: int):
+    """A data set of as many training images, a multiple of 10, and 100 test images, all of them noise."""
+    import numpy as np
+
+    from lib.data.datasets import Dataset
+
+    random = np.random.default_rng(0)
+    train, test = (random.integers(0, 256, (n, 32, 32, 3), np.uint8) for n in (images, 100))
+    return Dataset(train, np.arange(images, dtype=np.int64) % 10, test, np.arange(100) % 10)
+
+
 def orders(pipe: Connection) -> Iterator[str]:
     """What is asked on the pipe, until "stop" or until nobody is there to ask."""
     with contextlib.suppress(EOFError, ConnectionResetError):
@@ -238,7 +266,7 @@ def process(target, *arguments) -> Iterator[Connection]:
     """A fresh process that runs `target(pipe, *arguments)`, and this end of its pipe."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    child = context.Process(target=alone, args=(target, there, *arguments), daemon=True)
+    child = context.Process(target=alone, args=(target, there, *arguments))
     child.start()
     there.close()
     try:
@@ -374,6 +402,13 @@ def bench(networks: list[Network], variants: list[str], rounds: int, epoch_image
             share = statistics.median(1 - t["images_per_second"] / t["steps_images_per_second"] for t in turns)
             rates = {name: round(rate, 1) for name, rate in medians.items()}
             epochs.append({"name": network.name, "images": epoch_images, **rates, "data_share": round(share, 3)})
+    feeding = {}
+    if epoch_images:
+        say("the data path alone")
+        with process(feed, 2 * epoch_images) as pipe:
+            pipe.recv()
+            turns = [ask(pipe, "measure") for _ in range(rounds)]
+        feeding = {workers: round(statistics.median(turn[workers] for turn in turns)) for workers in turns[0]}
     return {
         "schema": records.BENCH_SCHEMA,
         "made": records.now(),
@@ -385,6 +420,7 @@ def bench(networks: list[Network], variants: list[str], rounds: int, epoch_image
         "limits": limit,
         "networks": lines,
         "epochs": epochs,
+        "feeding": feeding,  # images a second of the data path, by workers
     }
 
 
@@ -426,6 +462,8 @@ def table(record: dict) -> str:
             f"\n{line['name']}: {line['images_per_second']:.0f} images/s in an epoch with augmentation, "
             f"{line['steps_images_per_second']:.0f} in its steps alone: {line['data_share']:.1%} of it is the data path"
         )
+    for workers, rate in record["feeding"].items():
+        out.append(f"The data path alone, {workers} workers: {rate:,} images/s")
     return "\n".join(out)
 
 
