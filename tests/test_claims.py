@@ -120,12 +120,16 @@ def test_the_gap_adds_up_from_the_paper_to_the_original(home):
     assert by_change["the original's recipe"] == 88.0 and by_change["200 epochs instead of 30"] == 92.0
     assert table["n"].tolist() == [1, 3, 3, 3, 3, 3, 1, 1]
     assert verdicts()["too few epochs explain most of the gap"] == CONTRADICTED  # 4 of 11.65 points
+    (said,) = gap.levels(evidence)
+    assert "the paper has 80.96 % and the original 92.61 %" in said
+    assert "the recipe as the paper writes it, 82.00 % (n=3); " in said and "30, 92.00 % (n=1)." in said
 
 
 def test_an_unfinished_level_of_the_gap_stays_empty(home):
     table = gap.gap(claims.Evidence())
     assert table["accuracy"].notna().tolist() == [True] + [False] * 6 + [True]
     assert table["step"].isna().all()
+    assert gap.levels(claims.Evidence()) == []
 
 
 def test_power_is_said_from_three_seeds_on(home):

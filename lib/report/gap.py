@@ -51,6 +51,20 @@ def _accuracy(record: dict, measure: str) -> float:
     return record[measure]
 
 
+def levels(evidence: Evidence) -> list[str]:
+    """What ours reach between the paper's figure and the original's, in one sentence; none without a finished run."""
+    table = gap(evidence)
+    ours = table[(table["study"] != "") & (table["n"] > 0)]
+    if ours.empty:
+        return []
+    reached = [f"{row.change}, {row.accuracy:.2f} % (n={row.n})" for row in ours.itertuples()]
+    theirs, original = table["accuracy"].iloc[[0, -1]]
+    return [
+        f"At k=9, p=4 of ConvMixer-256/8 the paper has {theirs:.2f} % and the original {original:.2f} %; ours, "
+        f"{EPOCHS} epochs unless said otherwise: {'; '.join(reached)}."
+    ]
+
+
 def seeds_needed(
     evidence: Evidence, before: str = "kernel-7", after: str = "kernel-9", power: float = 0.8
 ) -> list[str]:

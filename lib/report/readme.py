@@ -7,7 +7,7 @@ import pandas as pd
 from lib import records
 from lib import study as studies
 from lib.records import write_bytes
-from lib.report import cells, claims, published, sentences, tables
+from lib.report import cells, claims, gap, published, sentences, tables
 from lib.report.figures import both_ablations
 from lib.study import ROOT
 
@@ -35,7 +35,9 @@ def block() -> str:
         lines.append(f"| {' | '.join([f'k={kernel}, p={patch}', *ours, theirs, f'{original:.2f}'])} |")
     study = studies.load(main)
     picture = f"![{both_ablations(runs[main]).get_label()}](reports/published/{main}/figures/both-ablations.png)"
-    said = [f"`{main}`: {study.purpose}", *sentences.short(study, runs[main]), *claims.tally(claims.Evidence())]
+    evidence = claims.Evidence()
+    said = [*gap.levels(evidence), *claims.tally(evidence)]
+    said += [f"`{main}`: {study.purpose}", *sentences.short(study, runs[main])]
     said += [line for bench in records.benches() for line in sentences.speed(bench)[:1]]
     return "\n".join([picture, "", *lines, "", *(f"- {line}" for line in said)])
 
