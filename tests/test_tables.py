@@ -277,3 +277,13 @@ def test_speed_in_words_names_the_machine_and_says_what_measures_it():
     bench = made.bench(default=3, channels_last=9, ours=36)
     bench["networks"][0] |= {"float32_over_default": 6.0, "float32_over_tuned": 2.0}
     assert sentences.speed(bench)[1] == "Some of that is bfloat16; with float32 on both sides it is 6.0 and 2.0."
+
+
+def test_of_one_size_alone_its_accuracy_is_said(home):
+    study = made.study(settings=["patch-4"])
+    made.fill(study)
+    runs = records.load(study)
+    (row,) = tables.patch(runs).to_dict("records")[-1:]
+    first, second = sentences.ablation(runs, "patch")
+    assert first.startswith(f"k=9, p=4 reaches {row['ours']:.2f} % (n=1): ") and "the paper" in first
+    assert second == "Fewer than two patch sizes have a finished run, so there is nothing to compare yet."

@@ -220,7 +220,12 @@ def ablation(runs: pd.DataFrame, what: str) -> list[str]:
     table = (tables.kernel if what == "kernel" else tables.patch)(runs)
     ours = table[table["n"] > 0]
     if len(ours) < 2:
-        return [f"Fewer than two {what} sizes have a finished run, so there is nothing to compare yet."]
+        few = f"Fewer than two {what} sizes have a finished run, so there is nothing to compare yet."
+        if ours.empty or not cells.of_the_paper(runs):
+            return [few]
+        row = ours.iloc[0]
+        versus = f"{_versus(row['ours_minus_paper'])} the paper, {_versus(row['ours_minus_original'])} the original"
+        return [f"k={row['kernel']:.0f}, p={row['patch']:.0f} reaches {_value(row)}: {versus}.", few]
     sign = 1 if what == "kernel" else -1
     steps = tables.steps(runs, what, list(ours["setting"]))
     steps = steps[steps["n"] > 0]
