@@ -55,6 +55,7 @@ def levels(evidence: Evidence) -> list[str]:
     """What ours reach between the paper's figure and the original's, in one sentence; none without a finished run."""
     table = gap(evidence)
     ours = table[(table["study"] != "") & (table["n"] > 0)]
+    ours = ours.drop_duplicates(["study", "accuracy"])  # the best epoch may be the last
     if ours.empty:
         return []
     reached = [f"{row.change}, {row.accuracy:.2f} % (n={row.n})" for row in ours.itertuples()]
