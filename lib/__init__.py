@@ -1,6 +1,13 @@
 """ConvMixer on CIFAR-10: see README.md."""
 
 import os
+import sys
+
+# Whatever else lies in this repository's folder, a yaml.py perhaps, must not hide a package: the folder comes last.
+root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+others = [path for path in sys.path if os.path.realpath(path) != root]
+if len(others) < len(sys.path):
+    sys.path[:] = [*others, root]
 
 # OpenMP reads these when torch is loaded. The first four tie the process to its first core, with all threads that the
 # native layers and the data workers start later; the others let fewer threads run than were asked for. How many there

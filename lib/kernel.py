@@ -35,7 +35,8 @@ class Kernel(AsyncKernelManager):
 
     @property
     def kernel_spec(self):
-        return KernelSpec(argv=[sys.executable, "-m", "ipykernel", "-f", "{connection_file}"], language=LANGUAGE)
+        start = "import lib; from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
+        return KernelSpec(argv=[sys.executable, "-c", start, "-f", "{connection_file}"], language=LANGUAGE)
 
     async def start_kernel(self, **options):  # type: ignore[override]  # a coroutine, as its own is
         self.connection_file = str(self.folder / "connection.json")

@@ -218,7 +218,8 @@ def train(study: Study, run: Run, places: queue.SimpleQueue) -> bool:
 def notebook_command(run: Run, folder: Path) -> list[str]:
     """papermill's command line for a run: every parameter, and where the executed notebook goes."""
     values = {**dataclasses.asdict(run.params), "setting": run.settings[0]}
-    command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(folder / records.NOTEBOOK), "--cwd", str(ROOT)]
+    start = "import lib; from papermill.cli import papermill; papermill(prog_name='papermill')"
+    command = [sys.executable, "-c", start, str(NOTEBOOK), str(folder / records.NOTEBOOK), "--cwd", str(ROOT)]
     command += ["-y", yaml.safe_dump(values), "-k", kernel.NAME, "-l", kernel.LANGUAGE, "--engine", kernel.ENGINE]
     return [*command, "--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-", "--stderr-file", "-"]
 

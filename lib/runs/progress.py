@@ -82,12 +82,12 @@ def moment(name: str, clock) -> dict:
 
 
 def seldom(show: Callable) -> Callable:
-    """`show`, but not oftener than every EVERY seconds: a step of a small network takes a millisecond."""
+    """`show` after each epoch, and inside it every EVERY seconds: a step of a small network takes a millisecond."""
     shown = -EVERY
 
     def sometimes(clock) -> None:
         nonlocal shown
-        if time.perf_counter() - shown > EVERY:
+        if clock.state.step == 0 or time.perf_counter() - shown > EVERY:
             shown = time.perf_counter()
             show(clock)
 
