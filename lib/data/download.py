@@ -86,11 +86,9 @@ def cifar10(data_dir: str = "") -> Arrays:
     Fetches them when there is no verified copy in the folder. Two processes may start cold together: one fetches,
     the other waits. Raises DataError.
     """
+    if (arrays := kept(data_dir)) is not None:
+        return arrays
     folder = data_folder(data_dir)
-    copy = folder / COPY
-    if copy.exists():
-        with contextlib.suppress(DataError):
-            return _read_copy(copy)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
