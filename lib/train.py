@@ -26,7 +26,7 @@ from lib.data.mix import mix
 from lib.model import network
 from lib.native import layers
 from lib.params import NUMERICS, Params, UserError
-from lib.records import MEAN, STD, Normal
+from lib.records import USUAL, Normal
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TRAIN_EVAL = 2000  # training images, clean, on which train_loss and train_acc are measured after each epoch
@@ -156,16 +156,16 @@ def train_step(
 
 @torch.inference_mode()
 def evaluate(
-    p: Params, model: nn.Module, forward, images: np.ndarray, labels: np.ndarray, normal: Normal | None = None
+    p: Params, model: nn.Module, forward, images: np.ndarray, labels: np.ndarray, normal: Normal = USUAL
 ) -> dict:
     """Mean cross-entropy, accuracy in per cent and the logits (N, classes), float16, in evaluation mode.
 
-    images (N, 32, 32, 3), uint8, and labels (N,); `normal`: what images are normalised by, if not as CIFAR-10's. The
-    accuracy is that of the rounded logits, which are what a record keeps: whoever reads them finds the same number.
+    images (N, 32, 32, 3), uint8, and labels (N,); `normal`: what images are normalised by. The accuracy
+    is that of the rounded logits, which are what a record keeps: whoever reads them finds the same number.
     """
     device = next(model.parameters()).device
     model.eval()
-    batches = loader.plain_batches(images, p.test_batch_size, normal or Normal(MEAN, STD[p.std]))
+    batches = loader.plain_batches(images, p.test_batch_size, normal)
     logits = torch.cat([forward(batch.to(device, non_blocking=True)) for batch in batches]).cpu()
     model.train()
     loss = F.cross_entropy(logits.double(), torch.from_numpy(labels.astype(np.int64)))
