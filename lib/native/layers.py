@@ -85,7 +85,7 @@ ENTRIES = {"forward": Layer, "backward": Layer, "cut": Cut, "mean": Places, "spr
 @functools.cache
 def compiled() -> ctypes.CDLL | None:
     """The compiled layers.c, or None."""
-    code = compiler.load("layers", "-pthread")
+    code = compiler.load("layers")
     if code is None:
         return None
     code.layers_lanes.restype = c_int64
@@ -94,11 +94,8 @@ def compiled() -> ctypes.CDLL | None:
             function = getattr(code, f"layers_{entry}_{suffix}", None)
             if function is not None:  # DOT is not everywhere
                 function.argtypes, function.restype = [POINTER(argument)], None
-    with contextlib.suppress(OSError, AttributeError, StopIteration):  # other systems, other OpenMPs: it is only slower
-        with open("/proc/self/maps") as maps:
-            openmp = next(line.split()[-1] for line in maps if "/libgomp" in line)
-        run = ctypes.cast(ctypes.CDLL(openmp).GOMP_parallel, c_void_p)
-        code.layers_calm_openmp(run, c_int64(len(os.sched_getaffinity(0))))
+    with contextlib.suppress(AttributeError):  # PyTorch has another OpenMP, or none: one thread
+        code.layers_use_team(ctypes.cast(ctypes.CDLL(None).GOMP_parallel, c_void_p))
     return code
 
 
