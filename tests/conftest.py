@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+import made
 from lib import machine, records
 from lib.data import download
 from lib.data.datasets import Dataset
@@ -37,6 +38,12 @@ def reports(tmp_path, monkeypatch):
     """An empty folder in the place of reports/."""
     monkeypatch.setattr(records, "REPORTS", tmp_path / "reports")
     return tmp_path / "reports"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A folder with this repository's params/ and no records, in the place of the repository."""
+    return made.place(monkeypatch, tmp_path)
 
 
 @pytest.fixture

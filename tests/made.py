@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import yaml
 
 from lib import records
@@ -52,6 +53,12 @@ def fill(study: Study, skip=(), order: float = 1.0, leak: bool = False) -> None:
     for run in study.runs:
         if run.name not in skip:
             write(study, run, record(run, order, leak))
+
+
+def runs(study: Study, **how) -> pd.DataFrame:
+    """All runs of a study as `records.load` gives them, after `fill`."""
+    fill(study, **how)
+    return records.load(study)
 
 
 def write(study: Study, run, values: dict) -> Path:

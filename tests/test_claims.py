@@ -13,11 +13,6 @@ from lib.report.claims import CONTRADICTED, NOT_RESOLVED, NOT_RUN, SUPPORTED
 NAMES = [claim.claim for claim in claims.CLAIMS]
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    return made.place(monkeypatch, tmp_path)
-
-
 def fill(name: str, accuracy, spread: float = 0.1) -> None:
     """Finishes every run of a study of the repository with `accuracy(run)`, and a little noise by run."""
     study = studies.load(name)

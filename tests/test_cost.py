@@ -1,23 +1,12 @@
 """Accuracy against cost: the line that no setting beats, by hand, and what is not compared."""
 
 import pandas as pd
-import pytest
 
 import made
 from lib import records
 from lib.report import cost
 
 SPEED, MACS, MEMORY = cost.COSTS
-
-
-@pytest.fixture
-def home(monkeypatch, tmp_path):
-    return made.place(monkeypatch, tmp_path)
-
-
-def loaded(study, **how):
-    made.fill(study, **how)
-    return records.load(study)
 
 
 def test_the_line_holds_what_no_other_beats_in_both():
@@ -36,19 +25,19 @@ def test_of_two_equal_settings_neither_beats_the_other():
 
 
 def test_a_configuration_is_one_point_and_the_sweep_is_none(home):
-    table = cost.points(loaded(made.study(seeds=range(3))))
+    table = cost.points(made.runs(made.study(seeds=range(3))))
     assert list(table["setting"]) == ["k=3, p=1", "k=5, p=1", "k=7, p=1", "k=9, p=1", "k=9, p=2", "k=9, p=4"]
     assert (table["n"] == 3).all() and table["half"].notna().all()
     assert table["forward_macs"][0] == 30  # millions
 
 
 def test_two_settings_of_one_k_and_p_are_two_points(home):
-    table = cost.points(loaded(made.study(settings=["kernel-9", {"patch-1": {"epochs": 5}}])))
+    table = cost.points(made.runs(made.study(settings=["kernel-9", {"patch-1": {"epochs": 5}}])))
     assert list(table["setting"]) == ["k=9, p=1", "patch-1"]
 
 
 def test_each_point_is_drawn_and_those_on_the_line_are_named(home):
-    runs = loaded(made.study())
+    runs = made.runs(made.study())
     drawn = cost.accuracy_against_cost(runs)
     assert [axes.get_xlabel() for axes in drawn.axes] == [c.axis for c in cost.COSTS]
     assert {text.get_text() for text in drawn.axes[0].texts} > {"k=3, p=1", "k=9, p=4"}
@@ -71,6 +60,6 @@ def test_speeds_of_two_machines_are_not_compared(home):
 
 
 def test_fewer_than_two_settings_have_nothing_to_compare(home):
-    one = loaded(made.study(settings=["patch-4"], seeds=range(2)))
+    one = made.runs(made.study(settings=["patch-4"], seeds=range(2)))
     for runs in (one, records.load(made.study("none"))):
         assert cost.accuracy_against_cost(runs) is None and cost.worth(runs) == []

@@ -11,11 +11,6 @@ from lib import records
 from lib.report import errors
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    return made.place(monkeypatch, tmp_path)
-
-
 def test_softmax_of_large_logits_is_finite():
     chances = errors.softmax(np.array([[60000.0, 0.0], [1.0, 1.0]], np.float16))
     assert chances.tolist() == [[1.0, 0.0], [0.5, 0.5]]

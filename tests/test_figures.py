@@ -2,8 +2,6 @@
 
 import re
 
-import pytest
-
 import made
 from lib import records
 from lib.report import cost, figures, tables
@@ -11,19 +9,9 @@ from lib.report import cost, figures, tables
 OF_RUNS = (figures.learning_rates, figures.baseline, figures.kernel, figures.patch)
 
 
-@pytest.fixture
-def home(monkeypatch, tmp_path):
-    return made.place(monkeypatch, tmp_path)
-
-
-def loaded(study, **how):
-    made.fill(study, **how)
-    return records.load(study)
-
-
 def test_the_same_records_give_the_same_bytes(home):
     study = made.study(seeds=range(2))
-    runs = loaded(study)
+    runs = made.runs(study)
     for kind in ("png", "svg"):
         for draw, *data in ((figures.kernel, runs), (figures.workflow, study, runs)):
             first, again = (figures.save(draw(*data), kind) for _ in range(2))
@@ -31,7 +19,7 @@ def test_the_same_records_give_the_same_bytes(home):
 
 
 def test_alternative_text_holds_the_numbers_of_the_table(home):
-    runs = loaded(made.study())
+    runs = made.runs(made.study())
     for draw, table in ((figures.kernel, tables.kernel(runs)), (figures.patch, tables.patch(runs))):
         text = draw(runs).get_label()
         assert all(f"{value:.2f}" in text for column in ("ours", "paper", "original") for value in table[column])
@@ -39,21 +27,21 @@ def test_alternative_text_holds_the_numbers_of_the_table(home):
 
 
 def test_one_seed_has_no_error_bar_and_several_have(home):
-    one, five = loaded(made.study("one")), loaded(made.study("five", seeds=range(5)))
+    one, five = made.runs(made.study("one")), made.runs(made.study("five", seeds=range(5)))
     assert not figures.kernel(one).axes[0].containers
     assert len(figures.kernel(five).axes[0].containers) == 4
 
 
 def test_a_missing_setting_is_marked(home):
     study = made.study()
-    runs = loaded(study, skip={study.runs_of("patch-2")[0].name})
+    runs = made.runs(study, skip={study.runs_of("patch-2")[0].name})
     drawn = figures.patch(runs)
     assert [t.get_text() for t in drawn.axes[1].get_xticklabels()] == ["p=1", "p=2\nno result", "p=4"]
     assert "p=2 missing" in drawn.get_label()
 
 
 def test_an_axis_that_does_not_start_at_zero_says_so(home):
-    runs = loaded(made.study())
+    runs = made.runs(made.study())
     for draw, which in ((figures.learning_rates, 0), (figures.baseline, 1), (figures.kernel, 0), (figures.patch, 0)):
         axes = draw(runs).axes[which]
         assert f"axis starts at {axes.get_ylim()[0]:.0f} %" in [text.get_text() for text in axes.texts]
@@ -68,7 +56,7 @@ def test_without_runs_only_published_figures_are_drawn(home):
 
 def test_the_workflow_names_the_files_that_there_are(home):
     study = made.study(seeds=range(2))
-    text = figures.workflow(study, loaded(study)).get_label()
+    text = figures.workflow(study, made.runs(study)).get_label()
     for part in (
         "params/studies/made.yaml",
         "10 settings × 2 seeds: 18 different runs",
@@ -79,7 +67,7 @@ def test_the_workflow_names_the_files_that_there_are(home):
 
 
 def test_no_figure_repeats_its_caption_as_a_title(home):
-    runs = loaded(made.study())
+    runs = made.runs(made.study())
     for draw in OF_RUNS:
         assert not any(axes.get_title() for axes in draw(runs).axes)
 
@@ -95,7 +83,7 @@ def test_speed_lies_inside_its_logarithmic_axis_with_plain_numbers():
 
 
 def test_each_configuration_has_its_curves_and_the_sweep_has_not(home):
-    runs = loaded(made.study(seeds=range(2)))
+    runs = made.runs(made.study(seeds=range(2)))
     drawn = figures.curves(runs)
     titles = [axes.get_title() for axes in drawn.axes if axes.get_title()]
     assert titles == ["k=3, p=1", "k=5, p=1", "k=7, p=1", "k=9, p=1", "k=9, p=2", "k=9, p=4"]
@@ -109,7 +97,9 @@ def test_each_configuration_has_its_curves_and_the_sweep_has_not(home):
 
 def test_curves_have_the_papers_values_where_the_budget_is_the_papers(home):
     settings = ["kernel-9", "patch-1", "cut-30"]
-    runs = loaded(made.study(settings=settings, dim=256, depth=8, epochs=30, val_size=0, select="best_test"), leak=True)
+    runs = made.runs(
+        made.study(settings=settings, dim=256, depth=8, epochs=30, val_size=0, select="best_test"), leak=True
+    )
     for record in runs["record"]:
         for epoch in record["history"]:
             epoch["val_acc"] = None
@@ -121,13 +111,13 @@ def test_curves_have_the_papers_values_where_the_budget_is_the_papers(home):
 
 
 def test_networks_without_a_kernel_have_curves_and_a_cost_as_well(home):
-    runs = loaded(made.study(settings=["patch-4", "cnn", "vit"]))
+    runs = made.runs(made.study(settings=["patch-4", "cnn", "vit"]))
     assert [axes.get_title() for axes in figures.curves(runs).axes][:3] == ["k=9, p=4", "cnn", "vit"]
     assert list(cost.points(runs)["setting"]) == ["k=9, p=4", "cnn", "vit"]
 
 
 def test_where_nothing_is_watched_the_curve_of_the_training_images_stays(home):
-    runs = loaded(made.study(settings=["patch-4"], val_size=0, select="last"))
+    runs = made.runs(made.study(settings=["patch-4"], val_size=0, select="last"))
     for record in runs["record"]:
         record["history"] = [{**epoch, "val_acc": None} for epoch in record["history"]]
     drawn = figures.curves(runs)

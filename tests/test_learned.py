@@ -8,11 +8,6 @@ from lib import records
 from lib.report import learned
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    return made.place(monkeypatch, tmp_path)
-
-
 def test_theoretical_sizes_are_the_papers():
     """Depth 8 at p=1: 17, 33, 49 and 65 pixels for k=3, 5, 7 and 9."""
     sizes = [learned.theoretical({"patch": 1, "depth": 8, "kernel": k}) for k in (3, 5, 7, 9)]

@@ -10,11 +10,6 @@ from lib.report import cards, cells, claims, errors, figures, front, readme, sen
 from lib.report.play import build
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    return made.place(monkeypatch, tmp_path)
-
-
 @pytest.fixture(params=["cifar100", "folder:my pets"])
 def other(home, request):
     """A study of other data, with a record of every run; and its runs."""

@@ -17,19 +17,9 @@ EVERY = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def home(monkeypatch, tmp_path):
-    return made.place(monkeypatch, tmp_path)
-
-
-def runs_of(study, **how):
-    made.fill(study, **how)
-    return records.load(study)
-
-
 def test_means_intervals_and_differences(home):
     study = made.study(seeds=range(5))
-    runs = runs_of(study)
+    runs = made.runs(study)
     row = tables.kernel(runs).set_index("setting").loc["kernel-3"]
     accuracies = [made.record(run)["test_acc"] for run in study.runs_of("kernel-3")]
     assert row["ours"] == pytest.approx(np.mean(accuracies)) and row["n"] == 5 and row["status"] == "done"
@@ -39,7 +29,7 @@ def test_means_intervals_and_differences(home):
 
 
 def test_one_configuration_stands_in_every_table_that_shows_it(home):
-    runs = runs_of(made.study())
+    runs = made.runs(made.study())
     kernel, patch = tables.kernel(runs).set_index("setting"), tables.patch(runs).set_index("setting")
     overall = tables.overall(runs).set_index("setting")["ours"]
     shared = {kernel.loc["kernel-9", "ours"], patch.loc["patch-1", "ours"], tables.baseline(runs)["ours"][0]}
@@ -63,20 +53,20 @@ def test_a_run_that_is_not_finished_keeps_its_row(home):
 
 def test_fewer_seeds_than_asked_are_said(home):
     study = made.study(seeds=range(5))
-    runs = runs_of(study, skip={run.name for run in study.runs_of("kernel-5")[2:]})
+    runs = made.runs(study, skip={run.name for run in study.runs_of("kernel-5")[2:]})
     row = tables.kernel(runs).iloc[1].to_dict()
     assert row["status"] == "2 of 5 seeds (3 missing)" and row["n"] == 2
     assert columns.N.text(row) == "2 of 5" and "±" in columns.OURS.text(row)
 
 
 def test_one_seed_has_no_interval(home):
-    row = tables.kernel(runs_of(made.study())).iloc[0].to_dict()
+    row = tables.kernel(made.runs(made.study())).iloc[0].to_dict()
     assert np.isnan(row["half"]) and columns.OURS.text(row) == f"{row['ours']:.2f}"
 
 
 @pytest.mark.parametrize("change", [{"epochs": 3}, {"lr": 0.5}])
 def test_runs_that_differ_in_more_than_the_seed_are_never_averaged(home, change):
-    runs = runs_of(made.study(seeds=range(2)))
+    runs = made.runs(made.study(seeds=range(2)))
     at = runs.index[[("kernel-5" in names) for names in runs["settings"]]][1]
     runs.at[at, "params"] = runs.at[at, "params"] | change
     with pytest.raises(cells.MixedRuns, match=rf"kernel-5: k5-p1-seed0 and k5-p1-seed1 .*{next(iter(change))}: "):
@@ -84,7 +74,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_never_averaged(home, change)
 
 
 def test_records_of_other_data_or_numerics_are_never_averaged(home):
-    runs = runs_of(made.study(seeds=range(2)))
+    runs = made.runs(made.study(seeds=range(2)))
     runs.at[1, "record"]["data_digest"] = "sha256:1"
     other = next(i for i in runs.index[2:] if runs.at[i, "settings"] == runs.at[1, "settings"])
     with pytest.raises(cells.MixedRuns, match="data_digest"):
@@ -96,7 +86,7 @@ def test_records_of_other_data_or_numerics_are_never_averaged(home):
 def test_a_new_setting_is_a_row_without_published_figures(home):
     (home / "params/settings/kernel-11.yaml").write_text("# One more.\nkernel: 11\npatch: 1\n")
     (home / "params/settings/narrow.yaml").write_text("# Both at once.\nkernel: 5\npatch: 2\n")
-    runs = runs_of(made.study(settings=["kernel-9", "kernel-11", "narrow"]))
+    runs = made.runs(made.study(settings=["kernel-9", "kernel-11", "narrow"]))
     table = tables.kernel(runs)
     assert list(table["setting"]) == [*(f"kernel-{k}" for k in published.KERNELS), "kernel-11"]
     assert list(table["status"]) == ["not asked for"] * 3 + ["done"] * 2
@@ -107,13 +97,13 @@ def test_a_new_setting_is_a_row_without_published_figures(home):
 
 
 def test_a_setting_with_another_patch_is_not_compared_with_the_papers(home):
-    table = tables.kernel(runs_of(made.study(settings=["kernel-3", {"kernel-9": {"patch": 4}}]))).set_index("setting")
+    table = tables.kernel(made.runs(made.study(settings=["kernel-3", {"kernel-9": {"patch": 4}}]))).set_index("setting")
     assert table.loc["kernel-3", "paper"] == 85.65
     assert np.isnan(table.loc["kernel-9", "paper"]) and table.loc["kernel-9", "original"] == 92.61
 
 
 def test_steps_are_paired_for_seeds_and_mcnemars_for_one(home):
-    runs = runs_of(made.study(seeds=range(6)))
+    runs = made.runs(made.study(seeds=range(6)))
     steps = tables.steps(runs, "kernel")
     assert list(steps["step"]) == ["k=3→5", "k=5→7", "k=7→9"] and (steps["n"] == 6).all()
     assert list(steps["paper_step"]) == pytest.approx([1.33, 1.42, 0.54]) and steps["images_p"].isna().all()
@@ -125,7 +115,7 @@ def test_steps_are_paired_for_seeds_and_mcnemars_for_one(home):
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", "those of another training", None])
 def test_broken_arrays_leave_a_gap(home, content):
     study = made.study()
-    runs = runs_of(study)
+    runs = made.runs(study)
     path, other = (made.folder_of(study, study.runs_of(f"patch-{p}")[0]) / records.ARRAYS for p in (2, 4))
     assert tables.steps(runs, "patch")["images_p"].notna().all()
     if content is None:
@@ -136,8 +126,8 @@ def test_broken_arrays_leave_a_gap(home, content):
 
 
 def test_the_leak_shows_only_where_it_was_recorded(home):
-    clean = tables.selection(runs_of(made.study("clean")))
-    leaky = tables.selection(runs_of(made.study("leaky", select="best_test"), leak=True))
+    clean = tables.selection(made.runs(made.study("clean")))
+    leaky = tables.selection(made.runs(made.study("leaky", select="best_test"), leak=True))
     assert clean["best_on_test"].isna().all() and clean["last_epoch"].notna().all()
     assert (leaky["best_on_test"] >= leaky["selected"] - 1e-9).all()
 
@@ -175,7 +165,7 @@ def test_no_runs_name_the_command(home):
 
 
 def test_csv_gives_the_numbers_back(home):
-    table = tables.kernel(runs_of(made.study(seeds=range(3))))
+    table = tables.kernel(made.runs(made.study(seeds=range(3))))
     text = show.to_csv(table)
     lines = text.splitlines()
     assert lines[0].startswith("setting,kernel,patch,ours,half,n,seeds,status,paper,original")
@@ -192,7 +182,7 @@ def test_latex_has_the_words_of_links_and_no_sign_that_it_does_not_know(home):
     assert "{p{4cm}lr}" in show.to_latex(
         frame.assign(study="a text of many words, which one line has no room for"), made_of
     )
-    runs = runs_of(made.study(seeds=range(2)))
+    runs = made.runs(made.study(seeds=range(2)))
     for make, *what in ((tables.kernel,), (tables.steps, "kernel"), (tables.compute,)):
         assert show.to_latex(make(runs, *what), make.columns).isascii()
 
@@ -205,9 +195,9 @@ def test_text_is_escaped(home):
 
 
 def test_sentences_follow_the_numbers(home):
-    as_predicted = runs_of(made.study("up", seeds=range(5)))
-    reversed_ = runs_of(made.study("down", seeds=range(5)), order=-1)
-    single = runs_of(made.study("single"))
+    as_predicted = made.runs(made.study("up", seeds=range(5)))
+    reversed_ = made.runs(made.study("down", seeds=range(5)), order=-1)
+    single = made.runs(made.study("single"))
     for what in ("kernel", "patch"):
         up, down = (sentences.ablation(runs, what)[0] for runs in (as_predicted, reversed_))
         assert " as predicted" in up and "against it" not in up
@@ -220,14 +210,14 @@ def test_sentences_follow_the_numbers(home):
 
 def test_sentences_name_a_gap(home):
     study = made.study()
-    runs = runs_of(study, skip={study.runs_of("kernel-5")[0].name})
+    runs = made.runs(study, skip={study.runs_of("kernel-5")[0].name})
     assert "(n=1, other steps have no runs to compare)" in sentences.ablation(runs, "kernel")[0]
     assert "8 of 9 runs" in sentences.progress(study, runs)[0]
 
 
 def test_numbers_in_sentences_are_those_of_the_tables(home):
     study = made.study(seeds=range(3))
-    runs = runs_of(study)
+    runs = made.runs(study)
     row = tables.baseline(runs).iloc[0]
     assert f"{row['ours']:.2f} ± {row['half']:.2f} % (n=3)" in sentences.baseline(runs)[0]
     best = sentences.learning_rate(study, runs)[0]

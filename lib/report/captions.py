@@ -12,8 +12,8 @@ from lib.report.claims import Evidence
 def basis(make, *data) -> str:
     """The sentence for what `make(*data)` shows; empty where no runs are in the data, as in a study's file.
 
-    Runs are the frame of records.load or networks by label (learned.networks); the record of `make bench` is known by
-    its `networks`. What shows all studies says network, budget and n in its rows. The machine is named where `make` is
+    Runs are the frame of records.load or networks by label (learned.networks). What shows all studies says network,
+    budget and n in its rows, and the title of a bench names its machine. Otherwise that is named here, where `make` is
     declared `timed`.
     """
     timed = getattr(make, "timed", False)
@@ -24,9 +24,7 @@ def basis(make, *data) -> str:
         if isinstance(item, pd.DataFrame) and "record" in item:
             done = item[item["status"] == "done"]
             return _sentence(list(done["record"]), _seeds(done), timed)
-        if isinstance(item, dict) and "networks" in item:
-            return f"Measured on {records.machine_name(item)}."
-        if isinstance(item, dict):
+        if isinstance(item, dict) and "networks" not in item:
             found = [arrays["record"] for arrays in item.values() if "record" in arrays]
             seeds = sorted({record["params"]["seed"] for record in found})
             return _sentence(found, f"n=1 network each, seed {_either(seeds)}", timed)

@@ -18,7 +18,7 @@ import pandas as pd
 from lib import records
 from lib import study as studies
 from lib.report import cells, published, stats
-from lib.report.columns import shows, signed, verdict, words
+from lib.report.columns import interval, shows, signed, verdict, words
 
 SUPPORTED, CONTRADICTED = "supported", "contradicted"
 NOT_RESOLVED, NOT_RUN = "not resolved", "not run"
@@ -102,8 +102,7 @@ def of_all(verdicts: list[str]) -> str:
 
 def points(difference: stats.Paired | stats.Mean) -> str:
     """+1.23 ± 0.45 points (n=5)."""
-    half = f" ± {difference.half:.2f}" if pd.notna(difference.half) else ""
-    return f"{signed(difference.mean)}{half} points (n={difference.n})"
+    return f"{signed(difference.mean)}{interval(difference.half)} points (n={difference.n})"
 
 
 def not_run(*what: str) -> Verdict:
@@ -176,7 +175,7 @@ def cost_of_small_patches(evidence: Evidence) -> Verdict:
     return Verdict(
         word,
         f"p=1 against p=4: {macs:.0f} times the multiply-accumulates, {more / less:.1f} times the memory, "
-        f"{dear / cheap:.2f} times the images/s (PyTorch's defaults, {records.machine_name(evidence.bench)}).",
+        f"{cheap / dear:.0f} times the time an image (PyTorch's defaults, {records.machine_name(evidence.bench)}).",
     )
 
 

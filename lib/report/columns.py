@@ -21,14 +21,18 @@ def signed(points: float) -> str:
     return f"{points:+.2f}".replace("-", "−")
 
 
+def interval(half: float | None) -> str:
+    """Behind a mean, the half-width of its interval: ` ± 0.45`, or nothing where there is none, as with one seed."""
+    return "" if pd.isna(half) else f" ± {half:.2f}"
+
+
 def number(name: str, heading: str, form: str = "{:.2f}", spread: str = "", optional: bool = False) -> Column:
     """A number, with the half-width of its interval (column `spread`) behind it where there is one."""
 
     def text(row: dict) -> str:
         if pd.isna(row[name]):
             return "–"
-        half = row.get(spread)
-        return form.format(row[name]).replace("-", "−") + (f" ± {half:.2f}" if spread and pd.notna(half) else "")
+        return form.format(row[name]).replace("-", "−") + interval(row.get(spread))
 
     return Column(name, heading, text, optional=optional)
 

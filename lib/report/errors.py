@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from lib import records
 from lib.records import CLASSES
 from lib.report import cells, stats
-from lib.report.columns import SETTING, N, number, shows, words
+from lib.report.columns import SETTING, N, interval, number, shows, words
 from lib.report.figures import BLUE, GREY, WIDTH, described, styled
 
 SHOWN = 20  # classes that a table or a figure has room for
@@ -52,10 +52,9 @@ def best_and_its_mistake(runs: pd.DataFrame) -> list[str]:
     name = best(found)
     accuracy = stats.mean([100 * (chances.argmax(1) == labels).mean() for chances, labels in found[name]])
     true, taken, share = _most_frequent(taken_for(found[name]), names(runs))
-    half = f" ± {accuracy.half:.2f}" if accuracy.n > 1 else ""
     lead = f"Of {len(found)} settings `{name}` has the best accuracy: " if len(found) > 1 else f"`{name}` reaches "
     mistake = f"it takes {_a(true)} for {_a(taken)}: {share:.0f} % of that class"
-    return [f"{lead}{accuracy.mean:.2f}{half} % (n={accuracy.n}). Most often {mistake}."]
+    return [f"{lead}{accuracy.mean:.2f}{interval(accuracy.half)} % (n={accuracy.n}). Most often {mistake}."]
 
 
 def taken_for(seeds: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

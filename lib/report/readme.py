@@ -8,6 +8,7 @@ from lib import records
 from lib import study as studies
 from lib.records import write_bytes
 from lib.report import cells, claims, gap, published, sentences, tables
+from lib.report.columns import interval
 from lib.report.figures import both_ablations
 from lib.study import ROOT
 
@@ -47,7 +48,7 @@ def _ours(rows: pd.DataFrame) -> str:
     if rows.empty or not rows.iloc[0]["n"]:
         return "not run" if rows.empty or rows.iloc[0]["status"] == "missing" else rows.iloc[0]["status"]
     row = rows.iloc[0]
-    return f"{row['ours']:.2f}" + (f" ± {row['half']:.2f}" if row["n"] > 1 else "") + f" (n={row['n']})"
+    return f"{row['ours']:.2f}{interval(row['half'])} (n={row['n']})"
 
 
 def filled(text: str) -> str:

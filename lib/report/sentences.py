@@ -12,7 +12,7 @@ import pandas as pd
 from lib import records
 from lib.params import DATASETS, SHAPE, TRAIN_IMAGES, Params
 from lib.report import captions, cells, published, stats, tables
-from lib.report.columns import signed
+from lib.report.columns import interval, signed
 from lib.study import ROOT, Study, base_params
 
 # What else of a run is not its recipe.
@@ -241,8 +241,7 @@ def ablation(runs: pd.DataFrame, what: str) -> list[str]:
 
 
 def _step(row) -> str:
-    half = f" ± {row.half:.2f}" if pd.notna(row.half) else ""
-    return f"{row.step} {signed(row.difference)}{half}"
+    return f"{row.step} {signed(row.difference)}{interval(row.half)}"
 
 
 def _resolved(steps: pd.DataFrame, sign: int) -> str:
@@ -480,8 +479,7 @@ def _count(n: int, word: str) -> str:
 
 
 def _value(row) -> str:
-    spread = f" ± {row['half']:.2f}" if row["n"] > 1 else ""
-    return f"{row['ours']:.2f}{spread} % (n={row['n']})"
+    return f"{row['ours']:.2f}{interval(row['half'])} % (n={row['n']})"
 
 
 def _versus(difference: float) -> str:
