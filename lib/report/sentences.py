@@ -408,7 +408,7 @@ def speed(bench: dict | None) -> list[str]:
         )
     if feeding := bench.get("feeding"):
         rates = " and ".join(f"{rate:,} images a second with {workers} workers" for workers, rate in feeding.items())
-        said.append(f"The paper's augmentation, loading and mixing deliver {rates}: what a GPU beside it can train.")
+        said.append(f"The paper's augmentation and the loading deliver {rates}: what a GPU beside it can train.")
     return said
 
 

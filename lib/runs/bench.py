@@ -216,22 +216,21 @@ def epoch(pipe: Connection, network: Network, images: int) -> None:
 def feed(pipe: Connection, images: int) -> None:
     """Answers "measure" with images a second that the data path alone delivers, by the number of its workers.
 
-    It is the paper's recipe: augmentation, loading and mixing. A GPU that trains faster than that waits for images.
+    It is the paper's augmentation; the mixing is done on the device. A GPU that trains faster waits for images.
     """
     from lib.data import draws, loader
     from lib.data.augment import Augment
-    from lib.data.mix import mix
 
+    # This process was spawned, and its data workers would be too; in training they start as the system has it.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     data, p = noise(images), study.base_params("paper")
     augment = Augment(data.train_images, p, *data.normal)
 
     def rate(workers: int) -> float:
         plan, order = augment.plan(0), draws.order(p.seed, 0, images)
         begun = time.perf_counter()
-        for step, (x, y) in enumerate(
-            loader.batches(augment, data.train_labels, plan, order, p.batch_size, workers=workers)
-        ):
-            mix(x, y, p, 0, step)
+        for _ in loader.batches(augment, data.train_labels, plan, order, p.batch_size, workers=workers):
+            pass
         return images / (time.perf_counter() - begun)
 
     rate(0)  # warms up
