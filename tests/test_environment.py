@@ -109,6 +109,13 @@ def test_variables_of_a_shell_neither_tie_the_process_to_a_core_nor_take_its_thr
     assert threads(**tied, **fewer) == usual
 
 
+def test_threads_do_not_spin_for_long_unless_they_are_told_to():
+    code = "import lib, os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    for given, spins in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")):
+        done = subprocess.run([sys.executable, "-c", code], env=CLEAN | given, capture_output=True, text=True)
+        assert done.stdout == f"{spins}\n", done.stderr
+
+
 def test_torch_takes_no_more_threads_than_the_quota_is_worth_unless_it_is_told_to():
     assert threads("0.5") == 1
     assert threads(OMP_NUM_THREADS="1") == 1

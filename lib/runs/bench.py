@@ -68,6 +68,7 @@ TUNED = {  # channels_last, each; autocast to bfloat16, torch.compile
     "channels_last, compiled": (False, True),
     "channels_last, bf16, compiled": (True, True),
 }
+PYTORCH = {"GOMP_SPINCOUNT": "300000"}  # how long its threads spin when nobody shortens that, see lib/__init__.py
 OURS = {"ours, float32": "float32", "ours, bfloat16": "bfloat16"}
 
 
@@ -261,11 +262,11 @@ def orders(pipe: Connection) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def process(target, *arguments) -> Iterator[Connection]:
-    """A fresh process that runs `target(pipe, *arguments)`, and this end of its pipe."""
+def process(target, *arguments, **variables: str) -> Iterator[Connection]:
+    """A fresh process that runs `target(pipe, *arguments)` with more environment variables; this end of its pipe."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    child = context.Process(target=alone, args=(target, there, *arguments))
+    child = context.Process(target=alone, args=(target, there, variables, *arguments))
     child.start()
     there.close()
     try:
@@ -277,9 +278,10 @@ def process(target, *arguments) -> Iterator[Connection]:
         child.kill()
 
 
-def alone(target, pipe: Connection, *arguments) -> None:
+def alone(target, pipe: Connection, variables: dict[str, str], *arguments) -> None:
     """In the fresh process: Ctrl-C is for the main process, which ends this one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(variables)  # torch is not loaded yet
     machine.use_cores()
     target(pipe, *arguments)
 
@@ -311,7 +313,9 @@ def measure(network: Network, variants: list[str], rounds: int, machine: Connect
                 results[variant] = {"failed": "its process ended, perhaps for want of memory"}
 
         for variant in variants:
-            pipes[variant] = stack.enter_context(process(serve, network, variant))
+            pipes[variant] = stack.enter_context(
+                process(serve, network, variant, **({} if variant in OURS else PYTORCH))
+            )
             with survived(variant):
                 results[variant] = pipes[variant].recv()
         for number in range(rounds):
