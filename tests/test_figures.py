@@ -4,7 +4,7 @@ import re
 
 import made
 from lib import records
-from lib.report import cost, figures, tables
+from lib.report import cost, figures, style, tables
 
 OF_RUNS = (figures.learning_rates, figures.baseline, figures.kernel, figures.patch)
 
@@ -14,7 +14,7 @@ def test_the_same_records_give_the_same_bytes(home):
     runs = made.runs(study)
     for kind in ("png", "svg"):
         for draw, *data in ((figures.kernel, runs), (figures.workflow, study, runs)):
-            first, again = (figures.save(draw(*data), kind) for _ in range(2))
+            first, again = (style.save(draw(*data), kind) for _ in range(2))
             assert first == again and b"Matplotlib" not in first.replace(b"matplotlib.org", b"")
 
 

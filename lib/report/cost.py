@@ -10,7 +10,7 @@ from matplotlib.transforms import Bbox
 
 from lib.report import captions, cells, stats
 from lib.report.columns import timed
-from lib.report.figures import BLUE, ORANGE, WIDTH, described, say_floor, styled
+from lib.report.style import BLUE, ORANGE, WIDTH, described, say_floor, styled
 
 
 class Cost(NamedTuple):

@@ -12,7 +12,7 @@ from lib import records
 from lib.records import CLASSES
 from lib.report import cells, stats
 from lib.report.columns import SETTING, N, interval, number, shows, words
-from lib.report.figures import BLUE, GREY, WIDTH, described, styled
+from lib.report.style import BLUE, GREY, WIDTH, described, styled
 
 SHOWN = 20  # classes that a table or a figure has room for
 BINS = 15  # of confidence, for the expected calibration error

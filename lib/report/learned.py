@@ -15,7 +15,7 @@ from lib import records
 from lib.params import IMAGE
 from lib.report import cells
 from lib.report.columns import number, shows, words
-from lib.report.figures import WIDTH, described, styled
+from lib.report.style import WIDTH, described, styled
 
 TILES, COLUMNS = 64, 16  # filters of a patch embedding that are shown, the largest first; how many in a row
 CHANNELS = 9  # depthwise kernels of a block that are shown, the largest first

@@ -4,11 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lib.report import figures
+from lib.report.style import OURS, PAPER
 
 
 def augmented(images: np.ndarray, shown: np.ndarray) -> Figure:
@@ -31,7 +30,7 @@ def curves(record: dict) -> Figure:
     history = pd.DataFrame(record["history"])
     figure = Figure((8, 3), layout="constrained")
     for axes, what, unit in zip(figure.subplots(1, 2), ("loss", "acc"), ("loss", "accuracy (%)"), strict=True):
-        for part, name, look in (("train", "training", figures.PAPER), ("val", "validation", figures.OURS)):
+        for part, name, look in (("train", "training", PAPER), ("val", "validation", OURS)):
             axes.plot(history["epoch"], history[f"{part}_{what}"].astype(float), label=name, **look)
         axes.set(xlabel="epoch", ylabel=unit)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -55,6 +54,8 @@ def live_curves() -> Callable:
 
 def reach(model) -> Figure:
     """Mean size of the depthwise weights by their distance from the middle, each block relative to its largest."""
+    import seaborn as sns  # a second that a training need not wait
+
     rows = []
     for number, weights in enumerate(depthwise(model), start=1):
         k = weights.shape[-1]

@@ -11,7 +11,7 @@ import re
 import pandas as pd
 from IPython.display import display
 
-from lib.report import captions, figures
+from lib.report import captions, style
 from lib.report.columns import Column
 
 CODE, LINK = re.compile(r"`([^`]+)`"), re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
@@ -68,7 +68,7 @@ def figure(number: str, draw, *data, caption: str, absent: str = "") -> None:
         markup = f'<p class="note">{_prose(f"{number} cannot be drawn yet. {absent}".strip())}</p>'
         display({"text/html": markup, "text/plain": absent}, metadata={"file": _file(number, draw)}, raw=True)
         return
-    file, (svg, png) = _file(number, draw), (figures.save(drawn, kind) for kind in ("svg", "png"))
+    file, (svg, png) = _file(number, draw), (style.save(drawn, kind) for kind in ("svg", "png"))
     alt = html.escape(drawn.get_label(), quote=True)
     image = f'<img src="data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" alt="{alt}">'
     below = _caption(number, caption, draw, data, [f"figures/{file}.{kind}" for kind in ("png", "svg")])
