@@ -28,6 +28,7 @@ from lib.study import Study
 
 EVERY = 0.25  # seconds between two looks at a run
 FIRST_SAID, SAY_EVERY = 10, 60  # in a log: seconds to the first line inside an epoch, and between the others
+NOTEBOOK_ROOM = os.terminal_size((120, 25))  # whose page is wider than the terminal that Jupyter was started in
 NARROWEST = len("█████ 00:00:00 left")  # what a line has in any case beside its title
 
 
@@ -230,8 +231,8 @@ def drawn(*about) -> Iterator[Callable]:
 
 
 def shape() -> dict[str, int]:
-    """The room on the terminal, as tqdm names it; it would take one that does not say its size to have none."""
-    size = shutil.get_terminal_size()
+    """The room for a line, as tqdm names it; it would take a terminal that does not say its size to have none."""
+    size = NOTEBOOK_ROOM if in_notebook() else shutil.get_terminal_size()
     return {"ncols": size.columns - 1, "nrows": size.lines - 1}
 
 
