@@ -259,7 +259,7 @@ def gap(table: pd.DataFrame) -> Figure | None:
     told = []
     across = axes.get_yaxis_transform()
     for i, row in enumerate(table.itertuples()):
-        axes.text(0, i - 0.3, row.change + (f" (n={row.n})" if row.study else ""), transform=across, fontsize=8.5)
+        axes.text(0.01, i - 0.3, row.change + (f" (n={row.n})" if row.study else ""), transform=across, fontsize=8.5)
         if pd.isna(row.accuracy):
             axes.text(0.5, i + 0.05, "no finished run", transform=across, ha="center", va="center", color=GREY)
             continue
@@ -270,6 +270,7 @@ def gap(table: pd.DataFrame) -> Figure | None:
         axes.annotate(text, (row.accuracy, i + 0.36), ha="center", va="center", fontsize=8)
         told.append(f"{row.change}: {text} %")
     axes.set(ylim=(len(table) - 0.4, -0.6), yticks=[], xlabel="test accuracy at k=9, p=4 (%)")
+    axes.use_sticky_edges = False
     axes.margins(x=0.12)  # half of a label stands outside its point
     return described(figure, f"The gap at p=4, level by level. {'; '.join(told)}.")
 
