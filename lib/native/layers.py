@@ -94,8 +94,10 @@ def compiled() -> ctypes.CDLL | None:
             function = getattr(code, f"layers_{entry}_{suffix}", None)
             if function is not None:  # DOT is not everywhere
                 function.argtypes, function.restype = [POINTER(argument)], None
-    with contextlib.suppress(AttributeError):  # PyTorch has another OpenMP, or none: one thread
-        code.layers_use_team(ctypes.cast(ctypes.CDLL(None).GOMP_parallel, c_void_p))
+    # PyTorch has loaded its OpenMP for all to see, but for macOS. Where there is none, one thread does everything.
+    openmp = str(Path(torch.__file__).with_name("lib") / "libomp.dylib") if sys.platform == "darwin" else None
+    with contextlib.suppress(OSError, AttributeError):
+        code.layers_use_team(ctypes.cast(ctypes.CDLL(openmp).GOMP_parallel, c_void_p))
     return code
 
 
