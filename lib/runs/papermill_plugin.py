@@ -64,7 +64,9 @@ class Engine(NBClientEngine):
         logging.getLogger("asyncio").addFilter(not_the_end_of_a_kernel)
         with kernel.kernel() as ours:
             try:
-                return super().execute_managed_notebook(nb_man, kernel_name, kernel_manager_class=ours, **options)
+                # All that counts is on the disk by then; a kernel that may clean up takes a second or two.
+                options |= {"kernel_manager_class": ours, "shutdown_kernel": "immediate"}
+                return super().execute_managed_notebook(nb_man, kernel_name, **options)
             except DeadKernelError:
                 raise KernelKilled(f"the kernel was killed{ours.last_words()}") from None
             except RuntimeError as error:  # jupyter_client's, of a kernel that has never answered
