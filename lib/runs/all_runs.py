@@ -39,7 +39,7 @@ NOTEBOOK = ROOT / "notebooks" / "train.ipynb"
 # How papermill ends if it was stopped (see papermill_plugin) or by a signal that does so: not of itself.
 STOPPED = (130, *(-number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)))
 GPUS = "CUDA_VISIBLE_DEVICES"
-STARTING = 14  # seconds that papermill, a kernel and its imports take before a run trains
+STARTING = 8  # seconds that papermill, a kernel and its imports take before a run trains
 
 
 def main(arguments: list[str] | None = None) -> int:
