@@ -2,6 +2,7 @@
 
 import pytest
 
+from lib import records
 from lib import study as studies
 from lib.params import ParameterError, Params
 from lib.study import PARAMS, read_yaml
@@ -28,6 +29,17 @@ def test_each_study_of_the_repository_expands_and_says_what_it_is_for(name):
     assert len({run.params.fingerprint for run in study.runs}) == len(study.runs)
 
 
+@pytest.mark.parametrize("arch", ["vit", "cnn"])
+def test_laptop_has_the_learning_rates_that_validation_chose(arch, monkeypatch):
+    """Of the published trials the best in validation; where one is missing, nothing was chosen."""
+    monkeypatch.setattr(records, "REPORTS", records.PUBLISHED)
+    trials = records.load(studies.load("trials_laptop"))
+    trials = trials[trials["arch"] == arch]
+    assert (trials["status"] == "done").all()
+    asked = {run.params.lr for run in studies.load("laptop").runs if run.params.arch == arch}
+    assert asked == {trials.loc[trials["val_acc"].idxmax(), "lr"]}
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_each_setting_opens_with_a_comment_and_says_what_its_name_says(name):
     path = PARAMS / "settings" / f"{name}.yaml"
@@ -46,7 +58,7 @@ def test_the_paper_study_is_the_defaults():
 def test_one_configuration_is_one_run_however_many_settings_show_it():
     runs = studies.load("paper").runs
     assert [run.settings for run in runs if run.name == "k9-p1-seed0"] == [("kernel-9", "patch-1")]
-    assert len(studies.load("laptop").runs) == 9 * 5
+    assert len(studies.load("laptop").runs) == 11 * 5
 
 
 def test_a_study_is_of_one_data_set(params_folder):
