@@ -68,7 +68,7 @@ TUNED = {  # channels_last, each; autocast to bfloat16, torch.compile
     "channels_last, compiled": (False, True),
     "channels_last, bf16, compiled": (True, True),
 }
-PYTORCH = {"GOMP_SPINCOUNT": "300000"}  # how long its threads spin when nobody shortens that, see lib/__init__.py
+LONG_SPIN = {"GOMP_SPINCOUNT": "300000"}  # libgomp's default, for PyTorch's own variants; see lib/__init__.py
 OURS = {"ours, float32": "float32", "ours, bfloat16": "bfloat16"}
 
 
@@ -313,9 +313,8 @@ def measure(network: Network, variants: list[str], rounds: int, machine: Connect
                 results[variant] = {"failed": "its process ended, perhaps for want of memory"}
 
         for variant in variants:
-            pipes[variant] = stack.enter_context(
-                process(serve, network, variant, **({} if variant in OURS else PYTORCH))
-            )
+            variables = {} if variant in OURS else LONG_SPIN
+            pipes[variant] = stack.enter_context(process(serve, network, variant, **variables))
             with survived(variant):
                 results[variant] = pipes[variant].recv()
         for number in range(rounds):
