@@ -19,8 +19,8 @@ for name in (
     os.environ.pop(name, None)
 
 # A thread that waits for the others of its team spins, in libgomp for 3 ms unless told otherwise. Where anything else
-# runs on the same processors, that keeps the awaited one from running: of two trainings beside each other one fell to a
-# tenth of its speed. 1000 turns are some ten microseconds; alone, a training loses 5 % of its speed to that at 256/8 and
-# 13 % at the smallest networks.
+# runs on the same processors, that keeps the awaited one from running: beside another training one fell to a tenth of
+# its speed. 1000 turns are some ten microseconds; alone, a training loses 5 % of its speed to that at 256/8 and 13 % at
+# the smallest networks.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

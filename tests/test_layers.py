@@ -400,7 +400,6 @@ def test_no_compiler(tmp_path):
     script = """
 import torch
 from lib.native import layers
-from lib.machine import cores
 from lib.model import ConvMixer
 from lib.params import ParameterError
 model = ConvMixer(16, 1, 3, 2)

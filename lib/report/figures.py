@@ -29,7 +29,7 @@ from lib.report.style import (
     described,
     say_floor,
     styled,
-)  # fmt: skip
+)
 from lib.study import Study
 
 
