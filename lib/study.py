@@ -3,6 +3,7 @@
 params/studies/NAME.yaml holds the overrides that all its runs share and, beside them, `settings` (files of
 params/settings/, in the report's order) and `seeds`. A setting's own overrides come after the study's; an entry
 of `settings` may be a mapping {name: {overrides}} where this study wants a setting changed, or other seeds for it.
+One that is listed several times, each time changed in another way, is as many settings: "vit lr=0.001", for example.
 """
 
 import dataclasses
@@ -105,20 +106,21 @@ def load(name: str) -> Study:
     entries = [
         (setting, overrides, overrides.pop("seeds", seeds)) for setting, overrides in map(_entry, asked, repeat(path))
     ]
+    labels = _labels([(setting, overrides) for setting, overrides, _ in entries], path)
     seeds = list(dict.fromkeys(seed for *_, own in entries for seed in _seeds(own, path)))
     runs: dict[str, Run] = {}
     for seed in seeds:  # the first seed of every setting, then the second
-        for setting, overrides, own in entries:
+        for label, (setting, overrides, own) in zip(labels, entries, strict=True):
             if seed not in own:
                 continue
             file = PARAMS / "settings" / f"{setting}.yaml"
             params = _named(file, {**shared, **read_yaml(file), **overrides, "seed": seed})
             if params.dataset != base.dataset:
                 raise ParameterError(f"{shown(file)}: a study is of one data set; say `dataset:` in {shown(path)}")
-            run = Run(run_name(params, base), params, (setting,))
+            run = Run(run_name(params, base), params, (label,))
             if run.name in runs:
                 earlier = runs[run.name]
-                run = dataclasses.replace(earlier, settings=(*earlier.settings, setting))
+                run = dataclasses.replace(earlier, settings=(*earlier.settings, label))
             runs[run.name] = run
     return Study(name, _comment(path), base, tuple(runs.values()), tuple(int(seed) for seed in seeds))
 
@@ -135,6 +137,18 @@ def _entry(item, path: Path) -> tuple[str, dict]:
     if isinstance(name, str) and Path(name).name == name and isinstance(overrides, dict):
         return name, dict(overrides)
     raise ParameterError(f"{shown(path)}: settings: {item!r} is neither a name nor `name: {{overrides}}`")
+
+
+def _labels(entries: list[tuple[str, dict]], path: Path) -> list[str]:
+    """What the report calls each entry: the setting's name, with the overrides behind it where it is listed again."""
+    names = [name for name, _ in entries]
+    labels = [
+        " ".join([name, *(f"{key}={value}" for key, value in overrides.items())]) if names.count(name) > 1 else name
+        for name, overrides in entries
+    ]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise ParameterError(f"{shown(path)}: settings: {twice[0]} is listed twice")
+    return labels
 
 
 def _named(path: Path, values: dict) -> Params:

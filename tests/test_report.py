@@ -59,6 +59,7 @@ def copy(tmp_path_factory):
         made.fill(part, skip={run.name for run in part.runs[:2]})
         made.stop(part, part.runs[0], "failure", reason="<b>out of memory</b>", epoch=1)
         made.study("none", seeds=range(2))
+        made.fill(made.study("trials", settings=["kernel-3", *({"patch-4": {"lr": lr}} for lr in (0.1, 0.2))]))
         made.fill(made.study("pets", settings=[*made.SETTINGS, "cnn"], seeds=range(2), dataset="folder:my pets"))
     return home
 
@@ -146,6 +147,15 @@ def test_without_runs_the_page_names_the_command(copy):
     # Tables of the paper's stay, with its figures and what is missing; what would show nothing at all goes.
     shown = re.findall(r"<figcaption><b>([^<]+)\.</b>", text)
     assert "Table II" in shown and not {"Kernel steps", "Selection", "Settings", "Classes"} & set(shown)
+
+
+def test_a_study_without_an_ablation_has_no_section_about_it(copy):
+    assert build(copy, "trials").returncode == 0
+    text = (copy / "reports" / "trials" / "index.html").read_text(encoding="utf-8")
+    sections = re.findall(r'<h2 id="([^"]+)">', text)
+    assert {"Kernel-size", "Other-settings", "The-paper's-claims", "All-curves"} <= set(sections)
+    assert not {"Patch-size", "The-learning-rate", "The-baseline"} & set(sections)
+    assert "patch-4 lr=0.1" in text and "<b>Table III.</b>" not in text and "Fig. 5 cannot" not in text
 
 
 def test_a_page_of_other_data_says_so_and_shows_nothing_that_others_published(copy):

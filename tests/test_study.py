@@ -27,6 +27,9 @@ def test_each_study_of_the_repository_expands_and_says_what_it_is_for(name):
     study = studies.load(name)
     assert study.runs and study.purpose
     assert len({run.params.fingerprint for run in study.runs}) == len(study.runs)
+    for setting in {setting for run in study.runs for setting in run.settings}:
+        alike = {run.params.replace(seed=0) for run in study.runs_of(setting)}
+        assert len(alike) == 1, f"{setting} is several configurations: no table can show it"
 
 
 @pytest.mark.parametrize("arch", ["vit", "cnn"])
@@ -89,6 +92,13 @@ def test_a_setting_may_have_seeds_of_its_own(params_folder):
         studies.load("s")
 
 
+def test_a_setting_that_is_changed_in_several_ways_is_several(params_folder):
+    text = "study: s\nsettings: [kernel-3: {lr: 0.1}, kernel-3: {lr: 0.2, epochs: 5}, kernel-3, kernel-9: {lr: 0.1}]\n"
+    (params_folder / "studies" / "s.yaml").write_text(text)
+    labels = ["kernel-3 lr=0.1", "kernel-3 lr=0.2 epochs=5", "kernel-3", "kernel-9"]
+    assert [run.settings for run in studies.load("s").runs] == [(label,) for label in labels]
+
+
 BROKEN = [
     (b"- a\n- b\n", "line 1: give `name: value` lines, this is a list"),
     (b"", "line 1: give `name: value` lines, this is empty"),
@@ -100,6 +110,7 @@ BROKEN = [
     (b"study: other\nsettings: [kernel-3]\n", "says study: other, its file name says s"),
     (b"study: s\n", "settings: give a list"),
     (b"study: s\nsettings: [nothing]\n", "nothing.yaml: no such file"),
+    (b"study: s\nsettings: [kernel-3, kernel-3]\n", "settings: kernel-3 is listed twice"),
     (b"study: s\nsettings: [[kernel-3]]\n", "is neither a name nor"),
     (b"study: s\nsettings: [../settings/kernel-3]\n", "is neither a name nor"),
     (b"study: s\nsettings: [kernel-3]\nseeds: [1, 1]\n", "seeds: give a list of different whole numbers"),

@@ -50,7 +50,7 @@ def ablation(runs: pd.DataFrame, what: str) -> list[str]:
 
     On other data than the paper's only those that the study has, if it has any.
     """
-    names = {name for names in runs["settings"] for name in names if name.startswith(f"{what}-")}
+    names = {name for names in runs["settings"] for name in names if name.startswith(f"{what}-") and " " not in name}
     if of_the_paper(runs) or not names:
         names |= {f"{what}-{size}" for size in PUBLISHED.get(what, ())}
     return sorted(names, key=lambda name: (size(name), name))
@@ -99,7 +99,9 @@ def is_sweep(runs: pd.DataFrame) -> pd.Series:
 
 def _label(row) -> str:
     """k=9, p=1 in the paper's ablations; other settings by their name, since they change something else as well."""
-    return f"k={row.kernel:.0f}, p={row.patch:.0f}" if row.settings[0].split("-")[0] in PUBLISHED else row.settings[0]
+    name = row.settings[0]
+    in_an_ablation = name.partition("-")[0] in PUBLISHED and " " not in name
+    return f"k={row.kernel:.0f}, p={row.patch:.0f}" if in_an_ablation else name
 
 
 def by_seed(runs: pd.DataFrame, setting: str) -> dict[int, float]:

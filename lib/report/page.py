@@ -92,8 +92,35 @@ def html(notebook, title: str) -> str:
 
     exporter = HTMLExporter(template_name="template", extra_template_basedirs=[str(NOTEBOOK.parent)])
     shown = [cell for cell in notebook.cells if not HIDDEN & set(cell.metadata.get("tags", []))]
-    page, _ = exporter.from_notebook_node(nbformat.from_dict({**notebook, "cells": shown}), {"title": title})
+    page, _ = exporter.from_notebook_node(nbformat.from_dict({**notebook, "cells": said(shown)}), {"title": title})
     return page.replace(CONTENTS, contents(page), 1)
+
+
+def said(cells: list) -> list:
+    """The cells, without the sections and the questions whose code shows nothing.
+
+    So a study that leaves an ablation out has no section about it.
+    """
+    return [
+        cell
+        for section in _parts(cells, "## ") if _shows(section)
+        for part in _parts(section, "") if _shows(part) or part[0].source.startswith("#")
+        for cell in part
+    ]  # fmt: skip
+
+
+def _parts(cells: list, opening: str) -> list[list]:
+    """The cells in parts that each begin with a text, those whose text begins like this."""
+    parts: list[list] = []
+    for cell in cells:
+        if not parts or (cell.cell_type == "markdown" and cell.source.startswith(opening)):
+            parts.append([])
+        parts[-1].append(cell)
+    return parts
+
+
+def _shows(part: list) -> bool:
+    return len(part) == 1 or any(cell.get("outputs") for cell in part)
 
 
 def contents(page: str) -> str:

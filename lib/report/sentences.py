@@ -217,6 +217,8 @@ def baseline(runs: pd.DataFrame) -> list[str]:
 
 def ablation(runs: pd.DataFrame, what: str) -> list[str]:
     """Whether the predicted order holds (larger kernels and smaller patches are better) and how sure that is."""
+    if cells.ablation_runs(runs, what).empty:
+        return []
     table = (tables.kernel if what == "kernel" else tables.patch)(runs)
     ours = table[table["n"] > 0]
     if len(ours) < 2:
@@ -335,6 +337,8 @@ def others(runs: pd.DataFrame) -> list[str]:
 
 def selection(runs: pd.DataFrame) -> list[str]:
     """What choosing the epoch changed, here and in the paper's notebooks."""
+    if cells.ablation_runs(runs, "kernel", "patch").empty:
+        return []
     table = tables.selection(runs)
     gains = (table["selected"] - table["last_epoch"]).dropna()
     theirs = (table["paper_best_on_test"] - table["paper_last_epoch"]).dropna()

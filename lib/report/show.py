@@ -41,8 +41,11 @@ def listing(sentences) -> None:
 def table(number: str, make, *data, caption: str) -> None:
     """Displays the table that `make(*data)` computes; `number` is the paper's, such as "Table II", or a word.
 
-    One that has nothing to say is left out: without rows, or without a finished run where the paper has no such table.
+    One that has nothing to say is left out: one of no runs, without rows, or without a finished run where the paper has
+    no such table.
     """
+    if _of_no_runs(data):
+        return
     frame = make(*data)
     if frame.empty or ("n" in frame and not frame["n"].any() and not number.startswith("Table ")):
         return
@@ -62,7 +65,12 @@ def table(number: str, make, *data, caption: str) -> None:
 
 
 def figure(number: str, draw, *data, caption: str, absent: str = "") -> None:
-    """Displays the figure that `draw(*data)` returns, or the words `absent` in its place where it returns None."""
+    """Displays the figure that `draw(*data)` returns, or the words `absent` in its place where it returns None.
+
+    One of runs that the study does not ask for is left out.
+    """
+    if _of_no_runs(data):
+        return
     drawn = draw(*data)
     if drawn is None:
         markup = f'<p class="note">{_prose(f"{number} cannot be drawn yet. {absent}".strip())}</p>'
@@ -79,6 +87,10 @@ def figure(number: str, draw, *data, caption: str, absent: str = "") -> None:
         "image/png": base64.b64encode(png).decode(),
     }
     display(bundle, metadata={"file": file}, raw=True)
+
+
+def _of_no_runs(data: tuple) -> bool:
+    return any(isinstance(part, (pd.DataFrame, dict)) and not len(part) for part in data)
 
 
 def to_csv(frame: pd.DataFrame) -> str:

@@ -95,7 +95,8 @@ def overall(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 @shows(
-    SETTING, KERNEL, PATCH, OURS, N, ORIGINAL, theirs("ours_minus_original", "ours − original", "{:+.2f}"),
+    SETTING, KERNEL, PATCH, OURS, N, number("validation", "validation (%)", optional=True),
+    ORIGINAL, theirs("ours_minus_original", "ours − original", "{:+.2f}"),
     words("published", "published elsewhere (%)", optional=True), STATUS,
 )  # fmt: skip
 def others(runs: pd.DataFrame) -> pd.DataFrame:
@@ -104,6 +105,7 @@ def others(runs: pd.DataFrame) -> pd.DataFrame:
     names = dict.fromkeys(name for names in runs["settings"] for name in names if name not in (*known, "baseline"))
     table = pd.DataFrame([_compared(runs, _cell(runs, name), None) for name in names])
     if len(table):
+        table["validation"] = [cells.of_setting(runs, name)["val_acc"].mean() for name in names]
         comparable = cells.of_the_paper(runs)
         contexts = [published.context(row.kernel, row.patch) if comparable else () for row in table.itertuples()]
         table["published"] = ["; ".join(f"{f.accuracy:.2f} ({f.source})" for f in found) for found in contexts]
@@ -247,7 +249,8 @@ def compute(runs: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for what, name in (("kernel", "kernel size ablation"), ("patch", "patch size ablation"), ("lr", "learning rates")):
-        rows.append(_cost(name, cells.ablation_runs(runs, what), published.COMPUTE.get(what)))
+        if len(group := cells.ablation_runs(runs, what)):
+            rows.append(_cost(name, group, published.COMPUTE.get(what)))
     return _without_theirs(runs, pd.DataFrame([*rows, _cost("all runs, each once", runs, None)]))
 
 
