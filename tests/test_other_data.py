@@ -118,7 +118,7 @@ def test_a_study_of_other_data_counts_for_no_claim(home):
     evidence = claims.Evidence()
     assert not len(front.overview(evidence))
     assert list(front.other_data()["data"]) == ["CIFAR-100", "CIFAR-100"]
-    assert readme.block() == "No study has a finished run yet: `make report` trains one."
+    assert readme.block() == "No study is finished yet: `make report` trains one."
 
 
 def test_runs_of_other_pictures_are_not_beside_each_other(home):

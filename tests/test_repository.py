@@ -14,7 +14,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import made
 from lib import records
+from lib import study as studies
 from lib.report import readme
 from lib.study import ROOT
 
@@ -197,6 +199,15 @@ def test_the_readme_says_what_the_published_records_say(monkeypatch):
     monkeypatch.setattr(records, "REPORTS", ROOT / "reports" / "published")
     text = readme.README.read_text(encoding="utf-8")
     assert readme.filled(text) == text
+
+
+def test_the_readme_shows_laptop_once_each_setting_has_a_run(home):
+    quick, laptop = (studies.load(name) for name in ("quick", "laptop"))
+    made.fill(quick)
+    made.fill(laptop, skip={run.name for run in laptop.runs if "patch-4" in run.settings})
+    assert "| ours, `quick` (%) |" in readme.block() and "laptop" not in readme.block().split("\n")[2]
+    made.fill(laptop, skip={run.name for run in laptop.runs if run.params.seed})
+    assert "| ours, `laptop` (%) |" in readme.block() and "`quick` (%)" not in readme.block()
 
 
 def test_parameters_published_figures_and_the_set_up_need_the_standard_library_only():
