@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
+from lib.files import write_bytes
 from lib.params import UserError
-from lib.records import CHECKPOINT, RESULT, write_bytes
+from lib.records import CHECKPOINT, RESULT
 
 FORMAT = b"convmixer-cifar10 checkpoint 1\n"
 

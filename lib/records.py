@@ -10,22 +10,19 @@ reports/<study>/runs/<run>/result.json        the record; written last, so it ex
 
 import contextlib
 import datetime
-import errno
 import io
 import json
 import os
-import sys
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-import filelock
 import numpy as np
 import pandas as pd
 
 from lib import study as studies
+from lib.files import write_bytes
 from lib.params import UNUSED, Params, UserError, run_name
 from lib.study import ROOT, Study, shown
 
@@ -52,7 +49,6 @@ USUAL = Normal(MEAN, STD["pixels"])  # CIFAR-10's, unless a run asks for the oth
 
 
 RESULT, ARRAYS, PROGRESS, FAILURE = "result.json", "arrays.npz", "progress.json", "failure.json"
-PART = ".part"  # the end of a temporary file's name
 BENCH, BENCH_SCHEMA = "bench", 3  # the folder, a file a processor
 NOTEBOOK, WEIGHTS, CHECKPOINT = "train.ipynb", "weights.safetensors", "checkpoint.pt"
 
@@ -84,72 +80,6 @@ def study_folder(study: str) -> Path:
 def run_folder(params: Params) -> Path:
     """Where a run's files lie; the one place that decides it."""
     return study_folder(params.study) / "runs" / run_name(params, studies.base_params(params.study))
-
-
-# What a mount answers that has no such operation (FUSE, virtiofs, shared folders of virtual machines, CIFS, FAT).
-NOT_THERE = {getattr(errno, name) for name in ("EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOTTY")}
-
-
-def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
-    """Writes a file whole or not at all: a temporary beside it, flushed to the disk, renamed over it.
-
-    With `keep` the file that stood there before stays under that name.
-    """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            try:
-                os.fsync(file.fileno())
-            except OSError as error:
-                if error.errno not in NOT_THERE:
-                    raise
-        with contextlib.suppress(OSError):  # a mount without permissions
-            os.chmod(temporary, 0o644)
-        if keep and path.exists():
-            move_over(path, keep)
-        move_over(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    # The rename itself should survive a power cut. The file is in place, so where a folder cannot be flushed, or not
-    # even opened, that is all that is lost.
-    with contextlib.suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def move_over(source: str | Path, target: Path) -> None:
-    """Renames over what stands there, also where the mount renames to free names only (sshfs, some shared folders)."""
-    try:
-        os.replace(source, target)
-    except OSError as error:
-        if error.errno not in {errno.EEXIST, errno.EPERM, errno.EACCES, *NOT_THERE} or not target.exists():
-            raise
-        os.unlink(target)
-        os.replace(source, target)
-
-
-def lock(path: Path, patience: float = -1) -> contextlib.AbstractContextManager:
-    """A file's lock, waited for `patience` seconds (negative: forever); none, and a line, on a disk without locks."""
-    try:
-        return filelock.FileLock(path, timeout=patience).acquire()
-    except OSError as error:
-        if error.errno not in {errno.ENOLCK, *NOT_THERE}:
-            raise
-        print(f"{path.parent}: no locks on this disk; start nothing twice at a time", file=sys.stderr, flush=True)
-        return contextlib.nullcontext()
-
-
-def remove_parts(folder: Path) -> None:
-    """Removes what killed writers have left in a run's folder; only for its owner, who is then the one writer."""
-    for path in folder.glob(f".*{PART}"):
-        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: dict) -> None:

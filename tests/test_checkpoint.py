@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 
-from lib import checkpoint, records
+from lib import checkpoint, files, records
 from lib.checkpoint import FORMAT, CheckpointError, load, save
 
 STATE = {"model": {"w": torch.arange(6.0)}, "epoch": 3, "history": [{"loss": 0.1, "val_acc": None}], "best": None}
@@ -191,8 +191,8 @@ def test_a_disk_that_renames_to_free_names_only_stops_nothing(tmp_path, monkeypa
 
 
 def test_a_rename_that_fails_for_another_reason_takes_nothing_away(tmp_path, monkeypatch):
-    records.write_bytes(tmp_path / "file", b"old")
+    files.write_bytes(tmp_path / "file", b"old")
     refuse(monkeypatch, "replace", errno.EIO)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        records.write_bytes(tmp_path / "file", b"new")
+        files.write_bytes(tmp_path / "file", b"new")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import made
-from lib import machine, records
+from lib import files, machine, records
 
 
 @pytest.fixture
@@ -122,14 +122,14 @@ def test_a_value_that_json_cannot_hold_is_not_written(tmp_path):
 
 
 def test_a_write_that_breaks_off_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-    records.write_bytes(tmp_path / "a", b"old")
+    files.write_bytes(tmp_path / "a", b"old")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError):
-        records.write_bytes(tmp_path / "a", b"new")
+        files.write_bytes(tmp_path / "a", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_bytes() == b"old"
 

@@ -110,34 +110,26 @@ def test_documents_containers_and_workflows_ask_make_only_for_what_it_has():
 BELOW = {
     "params": (),
     "venv": (),
+    "files": (),
     "study": ("params",),
-    "records": ("params", "study"),
+    "records": ("params", "study", "files"),
     "kernel": ("study",),
     "machine": ("study",),
     "model": ("params",),
     "native": ("params", "study", "model"),
-    "data": ("params", "study", "records", "native"),
-    "checkpoint": ("params", "records"),
+    "data": ("params", "study", "files", "records", "native"),
+    "checkpoint": ("params", "files", "records"),
     "explore": ("params", "study", "records", "machine", "model", "data"),
     "train": ("params", "records", "model", "data", "native", "checkpoint", "machine"),
     "runs": (
-        "params",
-        "study",
-        "records",
-        "kernel",
-        "machine",
-        "model",
-        "native",
-        "data",
-        "checkpoint",
-        "explore",
+        "params", "study", "files", "records", "kernel", "machine", "model", "native", "data", "checkpoint", "explore",
         "train",
     ),
-    "report": ("params", "study", "records", "kernel"),
+    "report": ("params", "study", "files", "records", "kernel"),
     "bench": ("runs",),
     "predict": ("params", "records", "data", "explore"),
     "verify": ("params", "study", "records", "native", "data", "explore", "train", "report"),
-}
+}  # fmt: skip
 TORCH = ("torch", "torchvision", "timm", "safetensors")
 
 

@@ -21,8 +21,9 @@ from tqdm import tqdm
 from lib.data import download
 from lib.data.download import DataError
 from lib.data.picture import picture
+from lib.files import lock
 from lib.params import DATASETS, FOLDER, IMAGE, TRAIN_IMAGES, ParameterError, Params, UserError, check_sizes
-from lib.records import CLASSES, MEAN, STD, TEST_IMAGES, USUAL, Normal, lock
+from lib.records import CLASSES, MEAN, STD, TEST_IMAGES, USUAL, Normal
 from lib.study import ROOT
 
 PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as torchvision has them

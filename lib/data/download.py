@@ -27,8 +27,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from lib.files import lock
 from lib.params import UserError
-from lib.records import lock
 from lib.study import ROOT
 
 COPY = "cifar-10.npz"

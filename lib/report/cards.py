@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import records
+from lib import files, records
 from lib.params import DATASETS, Params, UserError
 from lib.report import errors
 from lib.report.published import EPOCHS, NETWORK
@@ -136,7 +136,7 @@ def write(reports: Path) -> list[Path]:
     written = []
     for folder, record in records.with_weights(reports):
         written.append(folder / CARD)
-        records.write_bytes(folder / CARD, card(record, records.read_arrays(record, folder)).encode())
+        files.write_bytes(folder / CARD, card(record, records.read_arrays(record, folder)).encode())
     for stale in set(reports.glob(f"*/runs/*/{CARD}")) - set(written):
         stale.unlink()
     return written

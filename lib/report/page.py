@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from lib import kernel, records
+from lib import files, kernel, records
 from lib import study as studies
 from lib.params import ParameterError, Params, UserError
 from lib.study import ROOT
@@ -55,7 +55,7 @@ def write(source: Path, parameters: dict, folder: Path, title: str, about: Param
     notebook = execute(source, parameters, folder / EXECUTED, about)
     page = html(notebook, title)
     save_files(notebook, folder)
-    records.write_bytes(folder / PAGE, page.encode())
+    files.write_bytes(folder / PAGE, page.encode())
     return folder / PAGE
 
 
@@ -139,7 +139,7 @@ def save_files(notebook, folder: Path) -> list[Path]:
                 content = output.data[kind]
                 path = folder / place / f"{name}.{ending}"
                 path.parent.mkdir(exist_ok=True)
-                records.write_bytes(path, base64.b64decode(content) if kind == "image/png" else content.encode())
+                files.write_bytes(path, base64.b64decode(content) if kind == "image/png" else content.encode())
                 saved.append(path)
     for place, ending in FOLDERS.values():
         for stale in set((folder / place).glob(f"*.{ending}")) - set(saved):

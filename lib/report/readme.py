@@ -6,7 +6,7 @@ import pandas as pd
 
 from lib import records
 from lib import study as studies
-from lib.records import write_bytes
+from lib.files import write_bytes
 from lib.report import cells, claims, gap, published, sentences, tables
 from lib.report.columns import interval
 from lib.report.figures import both_ablations

@@ -217,7 +217,8 @@ def train(study: Study, run: Run, places: queue.SimpleQueue) -> bool:
 
 def notebook_command(run: Run, folder: Path) -> list[str]:
     """papermill's command line for a run: every parameter, and where the executed notebook goes."""
-    values = {**dataclasses.asdict(run.params), "setting": run.settings[0]}
+    setting = run.settings[0].partition(" ")[0]  # the file's name, without what the study changes of it
+    values = {**dataclasses.asdict(run.params), "setting": setting}
     start = "import lib; from papermill.cli import papermill; papermill(prog_name='papermill')"
     command = [sys.executable, "-c", start, str(NOTEBOOK), str(folder / records.NOTEBOOK), "--cwd", str(ROOT)]
     command += ["-y", yaml.safe_dump(values), "-k", kernel.NAME, "-l", kernel.LANGUAGE, "--engine", kernel.ENGINE]

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from lib import records
+from lib import files, records
 from lib.data import datasets
 from lib.params import UserError
 from lib.runs.lock import holder
@@ -46,7 +46,7 @@ def submit(study: Study) -> int:
     if not shutil.which("sbatch"):
         raise ClusterError(f"no SLURM here (sbatch); `make runs STUDY={study.name}` trains on this machine")
     records.study_folder(study.name).mkdir(parents=True, exist_ok=True)
-    with records.lock(records.study_folder(study.name) / ".submit"):
+    with files.lock(records.study_folder(study.name) / ".submit"):
         table, queued = records.load(study).set_index("run"), queue(study)
         refused = [run for run in study.runs if table.status[run.name] == "refused"]
         left = [run for run in study.runs if table.status[run.name] not in ("done", "refused")]

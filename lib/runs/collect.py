@@ -8,7 +8,7 @@ logits. A run that is here already is never overwritten.
 import sys
 from pathlib import Path
 
-from lib import records
+from lib import files, records
 from lib.data.download import DIGEST
 from lib.params import Params, UserError, run_name
 from lib.records import ARRAYS, RESULT, WEIGHTS, RecordError
@@ -54,7 +54,7 @@ def collect(source: Path) -> str:
     needless = (WEIGHTS,) if records.REPORTS == records.PUBLISHED and record["params"]["seed"] else ()
     for file in (WEIGHTS, ARRAYS, RESULT):  # the record last: with it the run counts as finished
         if (source / file).exists() and file not in needless:
-            records.write_bytes(target / file, (source / file).read_bytes())
+            files.write_bytes(target / file, (source / file).read_bytes())
     return f"{name}: taken, {record['test_acc']:.2f} % on the test set"
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import filelock
 
+from lib.files import lock
 from lib.params import UserError
-from lib.records import lock
 
 LOCK, CLAIM, OWNER = ".lock", ".claim", ".owner"
 # Seconds for an owner to go: a kernel lives on for a moment when its papermill has been killed, and who only looks

@@ -8,7 +8,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from lib import checkpoint, explore, machine, records
+from lib import checkpoint, explore, files, machine, records
 from lib.data import datasets
 from lib.data.datasets import Dataset
 from lib.model import count_parameters, forward_macs, network
@@ -34,7 +34,7 @@ def run(p: Params, say: Callable[[str], None] = print) -> dict:
 
     pick_device(p.device)  # one that is not there is an error before anything is written
     with own(folder):
-        records.remove_parts(folder)
+        files.remove_parts(folder)
         record = finished(p, folder)
         if record is not None:
             checkpoint.remove(folder)  # where a kill left no time for it
@@ -134,7 +134,7 @@ def make_record(p: Params, data: Dataset, trained: Trained, started: str) -> dic
 def write_record(folder: Path, record: dict, trained: Trained, data: Dataset) -> None:
     """Weights and arrays first, result.json last; then what only an unfinished run needs is taken away."""
     weights = {name: w.contiguous().cpu() for name, w in trained.state.model.state_dict().items()}
-    records.write_bytes(folder / records.WEIGHTS, safetensors.torch.save(weights))
+    files.write_bytes(folder / records.WEIGHTS, safetensors.torch.save(weights))
     inside = explore.look_inside(trained.state.model, data.test_images, data.normal)
     outputs = {"logits": trained.test["logits"], "labels": data.test_labels}
     records.write_arrays(folder / records.ARRAYS, outputs | inside)

@@ -24,7 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from lib import checkpoint, records, train
+from lib import checkpoint, files, records, train
 from lib.data.datasets import Dataset
 from lib.data.download import cifar10
 from lib.params import Params
@@ -54,10 +54,10 @@ def arrange(end: list, folder: Path) -> None:
     match end:
         case ["write", n]:
             # The content arrives in two halves; between them the process dies.
-            write_bytes = records.write_bytes
+            write_bytes = files.write_bytes
 
             def halved(path, content, keep=None):
-                _, half = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=records.PART)
+                _, half = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=files.PART)
                 Path(half).write_bytes(content[: len(content) // 2])
                 die()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import records
+from lib import files, records
 from lib.params import Params, UserError
 from lib.records import CLASSES, MEAN, STD
 from lib.study import ROOT, shown
@@ -34,7 +34,7 @@ def main() -> int:
         print(f"play: {error}", file=sys.stderr)
         return 1
     path, content = records.PUBLISHED / PAGE, page.encode()
-    records.write_bytes(path, content)
+    files.write_bytes(path, content)
     print(f"{shown(path)}: {page.count('data-run')} networks, {len(content) / 1e6:.2f} MB")
     return 0
 
