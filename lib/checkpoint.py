@@ -14,21 +14,13 @@ from lib.files import write_bytes
 from lib.params import UserError
 from lib.records import CHECKPOINT, RESULT
 
+PREVIOUS = "checkpoint.previous.pt"
+DAMAGED = "checkpoint.damaged.pt"  # a last one that is: it must not become the previous one, which is all that is left
 FORMAT = b"convmixer-cifar10 checkpoint 1\n"
 
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be used; names the file."""
-
-
-def previous(folder: Path) -> Path:
-    """Where the checkpoint before the last one lies."""
-    return (folder / CHECKPOINT).with_suffix(".previous.pt")
-
-
-def damaged(folder: Path) -> Path:
-    """Where a damaged last checkpoint is put: it must not become the previous one, which is all that is left."""
-    return (folder / CHECKPOINT).with_suffix(".damaged.pt")
 
 
 def save(folder: Path, state: dict) -> int:
@@ -40,7 +32,7 @@ def save(folder: Path, state: dict) -> int:
     torch.save(state, buffer)
     body = buffer.getbuffer()
     content = b"".join([FORMAT, hashlib.sha256(body).digest(), body])
-    write_bytes(folder / CHECKPOINT, content, keep=previous(folder))
+    write_bytes(folder / CHECKPOINT, content, keep=folder / PREVIOUS)
     return len(content)
 
 
@@ -51,16 +43,16 @@ def load(folder: Path) -> dict | None:
     can be used: training from the start again is the user's decision.
     """
     failures = []
-    for path in (folder / CHECKPOINT, previous(folder)):
+    for path in (folder / CHECKPOINT, folder / PREVIOUS):
         if path.exists():
             try:
                 state = _read(path)
             except CheckpointError as error:
                 failures.append(str(error))
                 continue
-            for failure in failures:
-                print(f"{failure}; going on from the one before", file=sys.stderr, flush=True)
-                (folder / CHECKPOINT).replace(damaged(folder))
+            if failures:
+                print(f"{failures[0]}; going on from the one before", file=sys.stderr, flush=True)
+                (folder / CHECKPOINT).replace(folder / DAMAGED)
             return state
     if failures:
         raise CheckpointError("; ".join(failures) + f"; to start this run anew, delete {folder}/checkpoint*.pt")
@@ -70,7 +62,7 @@ def load(folder: Path) -> dict | None:
 def remove(folder: Path) -> None:
     """Deletes the checkpoints of a run's finished training, none that a later one (with force) has made since."""
     finished = (folder / RESULT).stat().st_mtime_ns
-    for path in (folder / CHECKPOINT, previous(folder), damaged(folder)):
+    for path in (folder / CHECKPOINT, folder / PREVIOUS, folder / DAMAGED):
         if path.exists() and path.stat().st_mtime_ns <= finished:
             path.unlink()
 

@@ -26,7 +26,7 @@ def trained(study: str, name: str) -> tuple[Path, dict, nn.Module]:
 
     Where this machine has not trained it, the published one. RecordError says what is missing.
     """
-    for folder in (records.study_folder(study) / "runs" / name, records.PUBLISHED / study / "runs" / name):
+    for folder in (records.folder_of(study, name), records.PUBLISHED / study / "runs" / name):
         if (folder / records.RESULT).exists() and (folder / records.WEIGHTS).exists():
             return folder, *trained_in(folder)
     raise RecordError(

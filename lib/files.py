@@ -11,7 +11,7 @@ import filelock
 
 PART = ".part"  # the end of a temporary file's name
 # What a mount answers that has no such operation (FUSE, virtiofs, shared folders of virtual machines, CIFS, FAT).
-NOT_THERE = {getattr(errno, name) for name in ("EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOTTY")}
+UNSUPPORTED = {getattr(errno, name) for name in ("EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOTTY")}
 
 
 def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
@@ -27,7 +27,7 @@ def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
             try:
                 os.fsync(file.fileno())
             except OSError as error:
-                if error.errno not in NOT_THERE:
+                if error.errno not in UNSUPPORTED:
                     raise
         with contextlib.suppress(OSError):  # a mount without permissions
             os.chmod(temporary, 0o644)
@@ -53,7 +53,7 @@ def move_over(source: str | Path, target: Path) -> None:
     try:
         os.replace(source, target)
     except OSError as error:
-        if error.errno not in {errno.EEXIST, errno.EPERM, errno.EACCES, *NOT_THERE} or not target.exists():
+        if error.errno not in {errno.EEXIST, errno.EPERM, errno.EACCES, *UNSUPPORTED} or not target.exists():
             raise
         os.unlink(target)
         os.replace(source, target)
@@ -64,7 +64,7 @@ def lock(path: Path, patience: float = -1) -> contextlib.AbstractContextManager:
     try:
         return filelock.FileLock(path, timeout=patience).acquire()
     except OSError as error:
-        if error.errno not in {errno.ENOLCK, *NOT_THERE}:
+        if error.errno not in {errno.ENOLCK, *UNSUPPORTED}:
             raise
         print(f"{path.parent}: no locks on this disk; start nothing twice at a time", file=sys.stderr, flush=True)
         return contextlib.nullcontext()

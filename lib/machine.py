@@ -39,25 +39,25 @@ def environment() -> dict:
     }
 
 
-@functools.cache
 def cpu_name() -> str:
     """The processor as the system names it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
-@functools.cache
 def vectors() -> str:
     """The widest vector instructions of the processor, as far as the system says: the speed of training hangs on them,
     and processors of one name may differ in them."""
+    there = _cpuinfo("flags", "Features").split()
+    return next((name for flag, name in VECTORS.items() if flag in there), "")
+
+
+@functools.cache
+def _cpuinfo(*names: str) -> str:
+    """What Linux says of the first core under one of these names; empty elsewhere."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                there = set(line.split())
-                return next((name for flag, name in VECTORS.items() if flag in there), "")
+            if line.startswith(names):
+                return line.partition(":")[2].strip()
     return ""
 
 

@@ -132,9 +132,9 @@ class Params:
     def of(cls, **values) -> "Params":
         """Parameters from defaults and `values`; an unknown name is an error that suggests the right one."""
         for name in values:
-            if name not in TYPES and name not in OF_A_STUDY:
+            if name not in TYPES:
                 raise ParameterError(f"{name if name.isprintable() else repr(name)}: {_unknown(name)}")
-        return cls(**{name: value for name, value in values.items() if name in TYPES})
+        return cls(**values)
 
     @classmethod
     def of_notebook(cls, namespace: dict) -> "Params":
@@ -142,7 +142,8 @@ class Params:
 
         Other names are not looked at: later cells have theirs there too, as have startup files and editors.
         """
-        others = [n for n in _asked(namespace.get("In", ())) if n not in TYPES and not n.isupper()]  # PAPERMILL_...
+        known = (*TYPES, *OF_A_STUDY)
+        others = [n for n in _asked(namespace.get("In", ())) if n not in known and not n.isupper()]  # PAPERMILL_...
         return cls.of(**{n: namespace[n] for n in TYPES if n in namespace}, **dict.fromkeys(others))
 
     def replace(self, **values) -> "Params":
@@ -263,7 +264,7 @@ def assigned(source: str) -> list[str]:
 
 
 def _asked(cells: list[str]) -> list[str]:
-    """The names in a notebook's parameters cells: the last cell run most of whose names are some, and papermill's."""
+    """The names that are set by the cell that was run last of those with mostly parameters, and by papermill's."""
     asked = {}
     for cell in cells:
         names, by_papermill = assigned(cell), cell.startswith("# Parameters\n")

@@ -77,9 +77,14 @@ def study_folder(study: str) -> Path:
     return REPORTS / study
 
 
-def run_folder(params: Params) -> Path:
+def folder_of(study: str, run: str) -> Path:
     """Where a run's files lie; the one place that decides it."""
-    return study_folder(params.study) / "runs" / run_name(params, studies.base_params(params.study))
+    return study_folder(study) / "runs" / run
+
+
+def run_folder(params: Params) -> Path:
+    """The same for a run that only its parameters name."""
+    return folder_of(params.study, run_name(params, studies.base_params(params.study)))
 
 
 def write_json(path: Path, values: dict) -> None:
@@ -132,7 +137,7 @@ def read_arrays(record: dict, folder: Path | None = None) -> dict[str, np.ndarra
     logits (N, classes), float16, and labels (N,) of the test images, 10,000 of CIFAR's; the others are those of
     `explore.look_inside`. `folder`: where the record lies, if not in its own place under reports/.
     """
-    path = (folder or study_folder(record["study"]) / "runs" / record["run"]) / ARRAYS
+    path = (folder or folder_of(record["study"], record["run"])) / ARRAYS
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
@@ -164,12 +169,9 @@ def classes(record: dict) -> tuple[str, ...]:
 
 def normal(record: dict) -> Normal:
     """What a run's images are normalised by; older records are CIFAR-10's, as above."""
-    given = record.get("normalisation")
-    return (
-        Normal(tuple(given["mean"]), tuple(given["std"]))
-        if given
-        else Normal(MEAN, STD[Params.of(**record["params"]).std])
-    )
+    if given := record.get("normalisation"):
+        return Normal(tuple(given["mean"]), tuple(given["std"]))
+    return Normal(MEAN, STD[Params.of(**record["params"]).std])
 
 
 def test_images(record: dict) -> int:
@@ -236,7 +238,7 @@ def _of_one_data_set(rows: list[dict]) -> list[dict]:
     for row in done:
         if (digest := row["record"]["data_digest"]) != last:
             nothing = {"record": None, **dict.fromkeys((*NUMBERS, "val_acc"), np.nan)}
-            path = study_folder(row["record"]["study"]) / "runs" / row["run"]
+            path = folder_of(row["record"]["study"], row["run"])
             reason = f"{shown(path)}: trained on other images ({digest}) than the run that was finished last ({last}); "
             reason += "move the folder away to train it anew"
             row |= {"status": "refused", "reason": reason, **nothing}
@@ -244,7 +246,7 @@ def _of_one_data_set(rows: list[dict]) -> list[dict]:
 
 
 def _row(study: Study, run: studies.Run) -> dict:
-    params, folder = run.params, study_folder(study.name) / "runs" / run.name
+    params, folder = run.params, folder_of(study.name, run.name)
     row = {
         "run": run.name, "settings": run.settings, "seed": params.seed, "arch": params.arch,
         **{name: np.nan if name in UNUSED[params.arch] else getattr(params, name) for name in ("kernel", "patch")},
@@ -300,13 +302,12 @@ def machine_name(record: dict) -> str:
     if environment.get("gpu"):
         return environment["gpu"]
     threads = f"{environment.get('threads', record.get('threads', '?'))} threads"
-    return (
-        f"{environment.get('cpu') or 'A processor'} ({', '.join(filter(None, [environment.get('vectors'), threads]))})"
-    )
+    more = ", ".join(filter(None, [environment.get("vectors"), threads]))
+    return f"{environment.get('cpu') or 'A processor'} ({more})"
 
 
 def benches() -> list[dict]:
-    """What `make bench` measured (see bench.py) on each processor, the newest first; none that cannot be read."""
+    """What lib/runs/bench.py measured on each processor, the newest first; none that cannot be read."""
     found = []
     for path in (REPORTS / BENCH).glob("*.json"):
         with contextlib.suppress(RecordError):

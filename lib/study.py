@@ -7,12 +7,12 @@ One that is listed several times, each time changed in another way, is as many s
 """
 
 import dataclasses
-from itertools import repeat
+from itertools import repeat, takewhile
 from pathlib import Path
 
 import yaml
 
-from lib.params import ParameterError, Params, run_name
+from lib.params import OF_A_STUDY, ParameterError, Params, run_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PARAMS = ROOT / "params"
@@ -35,7 +35,6 @@ class Study:
     purpose: str  # the comment that opens the file
     base: Params
     runs: tuple[Run, ...]
-    seeds: tuple[int, ...]
 
     def runs_of(self, setting: str) -> list[Run]:
         """The runs of a setting, one a seed; empty where this study leaves the setting out."""
@@ -86,7 +85,12 @@ def names() -> list[str]:
 def base_params(name: str) -> Params:
     """What all runs of a study share: its file's overrides, or the defaults where a study has no file."""
     path = PARAMS / "studies" / f"{name}.yaml"
-    return _named(path, read_yaml(path)) if path.exists() else Params(study=name)
+    return _named(path, of_runs(read_yaml(path))) if path.exists() else Params(study=name)
+
+
+def of_runs(values: dict) -> dict:
+    """What a study's file says of its runs: all but which settings and seeds there are."""
+    return {name: value for name, value in values.items() if name not in OF_A_STUDY}
 
 
 def load(name: str) -> Study:
@@ -95,14 +99,14 @@ def load(name: str) -> Study:
     if not path.exists():
         raise ParameterError(f"study={name}: no params/studies/{name}.yaml, there are {', '.join(names())}")
     values = read_yaml(path)
-    base = _named(path, values)
+    base = _named(path, of_runs(values))
     if base.study != name:
         raise ParameterError(f"{shown(path)}: says study: {base.study}, its file name says {name}")
     seeds = _seeds(values.get("seeds", [base.seed]), path)
     asked = values.get("settings", [])
     if not isinstance(asked, list) or not asked:
         raise ParameterError(f"{shown(path)}: settings: give a list of files in params/settings/")
-    shared = {name: value for name, value in values.items() if name not in ("settings", "seeds")}
+    shared = of_runs(values)
     entries = [
         (setting, overrides, overrides.pop("seeds", seeds)) for setting, overrides in map(_entry, asked, repeat(path))
     ]
@@ -114,19 +118,20 @@ def load(name: str) -> Study:
             if seed not in own:
                 continue
             file = PARAMS / "settings" / f"{setting}.yaml"
-            params = _named(file, {**shared, **read_yaml(file), **overrides, "seed": seed})
-            if params.dataset != base.dataset:
-                raise ParameterError(f"{shown(file)}: a study is of one data set; say `dataset:` in {shown(path)}")
+            params = _named(file, {**shared, **read_yaml(file), **overrides, "seed": seed, "setting": setting})
+            if (params.dataset, params.study) != (base.dataset, name):
+                raise ParameterError(f"{shown(file)}: `dataset:` and `study:` belong in {shown(path)}")
             run = Run(run_name(params, base), params, (label,))
             if run.name in runs:
                 earlier = runs[run.name]
                 run = dataclasses.replace(earlier, settings=(*earlier.settings, label))
             runs[run.name] = run
-    return Study(name, _comment(path), base, tuple(runs.values()), tuple(int(seed) for seed in seeds))
+    return Study(name, _comment(path), base, tuple(runs.values()))
 
 
 def _seeds(seeds, path: Path) -> list:
-    if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
+    single = isinstance(seeds, list) and not any(isinstance(seed, (list, dict)) for seed in seeds)
+    if not single or not seeds or len(set(map(str, seeds))) < len(seeds):
         raise ParameterError(f"{shown(path)}: seeds: give a list of different whole numbers")
     return seeds
 
@@ -134,7 +139,12 @@ def _seeds(seeds, path: Path) -> list:
 def _entry(item, path: Path) -> tuple[str, dict]:
     """An entry of `settings` as a name and this study's overrides of it."""
     name, overrides = next(iter(item.items())) if isinstance(item, dict) and len(item) == 1 else (item, {})
-    if isinstance(name, str) and Path(name).name == name and isinstance(overrides, dict):
+    if (
+        isinstance(name, str)
+        and Path(name).name == name
+        and isinstance(overrides, dict)
+        and all(isinstance(key, str) for key in overrides)
+    ):
         return name, dict(overrides)
     raise ParameterError(f"{shown(path)}: settings: {item!r} is neither a name nor `name: {{overrides}}`")
 
@@ -161,12 +171,8 @@ def _named(path: Path, values: dict) -> Params:
 
 def _comment(path: Path) -> str:
     """The comment that opens a file, as one line."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.lstrip("# ").rstrip())
-    return " ".join(lines)
+    lines = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    return " ".join(line.lstrip("# ").rstrip() for line in lines)
 
 
 def _kind(value) -> str:

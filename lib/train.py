@@ -46,7 +46,7 @@ class Trained:
     last_test: dict  # of the last epoch's
     native: bool | str  # True, or why the native layers were not used
     dtype: str  # see `kinds`
-    products: str | None
+    products: str | None  # what multiplies bfloat16 in the native layers, None where nothing does
 
     @property
     def selected_epoch(self) -> int:
@@ -303,7 +303,8 @@ def fit(
     if (saved := checkpoint.load(folder)) is not None:
         refuse_other(saved, about, p, folder, say)
         state.load(saved)
-        say(f"going on from epoch {state.epoch + 1} of {p.epochs}, step {state.step} of {steps}")
+        where = f"going on from epoch {state.epoch + 1} of {p.epochs}, step {state.step} of {steps}"
+        say("trained to its end before, the test is left" if state.epoch == p.epochs else where)
     clock = Clock(p, state)
 
     def save() -> None:
@@ -405,8 +406,6 @@ def estimate(p: Params) -> float | None:
     """
     try:
         rate = _images_per_second(p)
-    except TrainingError:
-        raise
     except (RuntimeError, MemoryError):
         return None
     n, tested = datasets.sizes(p)

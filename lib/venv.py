@@ -36,8 +36,8 @@ class SetupError(Exception):
 
 def main(folder: Path) -> None:
     """Sets the folder up. What cannot be finished is taken away again, unless there was something before."""
-    ours = not folder.exists() or (folder / MADE_HERE).exists() or not any(folder.iterdir())
     try:
+        ours = not folder.exists() or (folder / MADE_HERE).exists() or not any(folder.iterdir())
         if ours:
             clear(folder)  # of a set-up that was killed
         temporary = folder / MADE_HERE
@@ -77,7 +77,7 @@ def make(folder: Path, environment: dict) -> None:
 
 def install(folder: Path, environment: dict) -> None:
     """The packages of pyproject.toml, and this project as the folder that it is."""
-    pip = [str(folder / ("Scripts" if os.name == "nt" else "bin") / "python"), "-m", "pip"]
+    pip = [str(folder / "bin" / "python"), "-m", "pip"]
     # Nothing is written beside the source: it may be read-only.
     (folder / MADE_HERE / "setup.cfg").write_text(f"[egg_info]\negg_base = {folder / MADE_HERE}\n")
     environment = {
@@ -91,13 +91,14 @@ def install(folder: Path, environment: dict) -> None:
     ) as process:
         said = show(process.stdout, folder)
     if process.returncode:
-        descriptor, log = tempfile.mkstemp(prefix="convmixer-setup-", suffix=".log")
-        with os.fdopen(descriptor, "w") as file:
-            file.write("\n".join(said) + "\n")
         errors = [line for line in said if re.match(r"\s*(ERROR|error|×)\b", line)] or said[-1:]
-        raise SetupError(
-            f"pip: {errors[0].strip()}\nAll that it said is in {log}; mend that and give the same command again"
-        )
+        more = ""
+        with contextlib.suppress(OSError):  # a full disk, perhaps what pip complains of
+            descriptor, log = tempfile.mkstemp(prefix="convmixer-setup-", suffix=".log")
+            with os.fdopen(descriptor, "w") as file:
+                file.write("\n".join(said) + "\n")
+            more = f"All that it said is in {log}; "
+        raise SetupError(f"pip: {errors[0].strip()}\n{more}mend that and give the same command again")
 
 
 def settings() -> dict:

@@ -53,10 +53,7 @@ def differs(agrees: bool, text: str) -> bool:
     return not agrees
 
 
-@functools.cache
-def images(dataset: str) -> datasets.Dataset:
-    """A data set, read once."""
-    return datasets.read(dataset)
+images = functools.cache(datasets.read)
 
 
 def weights(folder: Path) -> tuple[bool, str]:
@@ -88,8 +85,9 @@ def tables(study: str) -> tuple[bool, str]:
     committed = {path.name: path.read_bytes() for path in (PUBLISHED / study / "tables").glob("*.csv")}
     with tempfile.TemporaryDirectory() as folder:
         reports = Path(folder) / "reports"
-        shutil.copytree(PUBLISHED, reports, ignore=shutil.ignore_patterns(records.WEIGHTS, "*.png", "*.svg", "*.html"))
-        shutil.rmtree(reports / study / "tables")
+        shutil.copytree(
+            PUBLISHED, reports, ignore=shutil.ignore_patterns(records.WEIGHTS, "tables", "*.png", "*.svg", "*.html")
+        )
         command = [sys.executable, "-m", "lib.report", study]
         environment = {**os.environ, "CONVMIXER_REPORTS": str(reports)}
         made = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)

@@ -65,14 +65,14 @@ def test_both_damaged_stops(tmp_path, damage):
     save(tmp_path, other(1))
     save(tmp_path, other(2))
     damage(tmp_path / records.CHECKPOINT)
-    damage(checkpoint.previous(tmp_path))
+    damage(tmp_path / checkpoint.PREVIOUS)
     with pytest.raises(CheckpointError, match="to start this run anew, delete"):
         load(tmp_path)
 
 
 def test_a_last_one_lost_between_two_renames_leaves_the_previous(tmp_path):
     save(tmp_path, other(1))
-    (tmp_path / records.CHECKPOINT).rename(checkpoint.previous(tmp_path))
+    (tmp_path / records.CHECKPOINT).rename(tmp_path / checkpoint.PREVIOUS)
     assert load(tmp_path)["epoch"] == 1
 
 
@@ -154,7 +154,7 @@ def saves(folder):
     """Whether three saves leave the last two, and nothing else."""
     for epoch in (1, 2, 3):
         save(folder, other(epoch))
-    held = [checkpoint._read(path)["epoch"] for path in (folder / records.CHECKPOINT, checkpoint.previous(folder))]
+    held = [checkpoint._read(path)["epoch"] for path in (folder / records.CHECKPOINT, folder / checkpoint.PREVIOUS)]
     return held == [3, 2] and len(list(folder.iterdir())) == 2
 
 

@@ -126,6 +126,13 @@ def test_a_task_runs_its_run_and_writes_beside_it_whatever_the_folder_is_called(
     assert ": task 7_2 on " in log[0] and len(log) == 4
 
 
+def test_a_comment_that_slurm_would_refuse_is_of_several_arrays(study, slurm):
+    study = made.study("many", seeds=range(40))
+    arrays = list(cluster.parts(study, list(study.runs)))
+    assert [run for part in arrays for run in part] == list(study.runs) and 1 < len(arrays) < len(study.runs) / 5
+    assert all(len(cluster.mark(study, part).encode()) <= cluster.COMMENT for part in arrays)
+
+
 def test_what_is_queued_is_not_trained_here_but_by_its_task(study, slurm, monkeypatch, capsys):
     trained = []
     monkeypatch.setattr(all_runs, "train_all", lambda study, jobs: trained.append(len(study.runs)) or 0)

@@ -8,7 +8,7 @@ import pytest
 import made
 from lib import records
 from lib.data.download import DIGEST
-from lib.runs import collect
+from lib.runs import collect, lock
 
 
 @pytest.fixture
@@ -39,6 +39,22 @@ def test_finished_runs_are_taken_whole_and_once(other, capsys):
         assert (target / "k3-p1-seed0" / name).read_bytes() == (source / name).read_bytes()
     assert collect.main([str(other)]) == 0
     assert capsys.readouterr().out.count("here already") == 2
+
+
+def test_what_the_other_clone_has_published_is_not_its_own(other, capsys):
+    shutil.copytree(other / "made", other / "published" / "made")
+    shutil.rmtree(other / "made" / "runs" / "k3-p1-seed0")
+    assert collect.main([str(other)]) == 0 and "1 of 1 finished runs" in capsys.readouterr().out
+    assert collect.main([str(other / "published")]) == 0 and "2 of 2" in capsys.readouterr().out
+    assert collect.main([str(other / "made")]) == 0 and "1 of 1" in capsys.readouterr().out
+
+
+def test_a_run_that_trains_here_is_left_alone(other, capsys, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
+    folder = records.folder_of("made", "k3-p1-seed0")
+    with lock.own(folder):
+        assert collect.main([str(other)]) == 1
+    assert "k3-p1-seed0: locked by" in capsys.readouterr().err and not (folder / records.RESULT).exists()
 
 
 def test_a_run_that_is_here_is_not_overwritten(other, capsys):

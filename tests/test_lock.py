@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lib.runs.lock import Locked, OwnerError, claim, holder, own
+from lib.runs.lock import OwnerError, claim, holder, own
 
 HOLD = """
 import sys, time
@@ -29,7 +29,7 @@ def hold(folder):
 def test_the_second_is_told_who_holds_the_run_and_a_killed_owner_is_forgotten(tmp_path):
     folder = tmp_path / "k9-p1-seed0"
     process = hold(folder)
-    with pytest.raises(Locked, match=rf"k9-p1-seed0: locked by pid {process.pid} on ") as refusal, own(folder):
+    with pytest.raises(OwnerError, match=rf"k9-p1-seed0: locked by pid {process.pid} on ") as refusal, own(folder):
         pass
     assert "\n" not in str(refusal.value)
     assert holder(folder).startswith(f"pid {process.pid} on ")

@@ -184,7 +184,7 @@ def test_the_time_left_of_a_study_weighs_its_runs_by_what_they_take(monkeypatch)
     bars.update(run=names[1], done=10, steps=40, **facts)
     bars.update(run=names[1], done=20, steps=40, **facts)
     assert (bars.whole.n, bars.whole.total) == (40, 100)
-    assert bars.whole.bar_format.startswith(f"smoke: {len(names) - 1} of {len(names)} runs ")
+    assert bars.whole.bar_format.startswith(f"smoke: 1 of {len(names)} runs to train ")
     bars.close()
 
 

@@ -11,7 +11,7 @@ from lib.model import ConvMixer, count_parameters
 from lib.params import NUMERICS, ParameterError
 from lib.records import RecordError
 from lib.runs import run
-from lib.runs.lock import Locked, own
+from lib.runs.lock import OwnerError, own
 from lib.train import TrainingError
 
 
@@ -173,7 +173,7 @@ def test_a_disk_without_room_is_found_before_training(reports, tiny, monkeypatch
 
 
 def test_a_run_that_is_held_is_left_alone(reports, tiny, folder):
-    with own(folder), pytest.raises(Locked, match="locked by pid"):
+    with own(folder), pytest.raises(OwnerError, match="locked by pid"):
         run.run(tiny(), silent)
 
 

@@ -211,11 +211,11 @@ def test_a_run_that_another_process_finishes_at_this_moment_has_not_failed(monke
     monkeypatch.setattr(all_runs.datasets, "load", lambda p: None)
     monkeypatch.setattr(all_runs, "estimates", lambda *_: {})
     assert all_runs.main([study.name]) == 0
-    assert len(asked) == 3 and "left to pid 1 on elsewhere" in capsys.readouterr().out
+    assert len(asked) >= 3 and "left to pid 1 on elsewhere" in capsys.readouterr().out
 
 
 def announced(study):
-    return all_runs.announce(study, all_runs.estimates(study, list(study.runs), 1), 1)
+    return all_runs.announce(study, all_runs.estimates(study.runs, records.load(study).set_index("run").epoch, 1), 1)
 
 
 def test_the_time_is_measured_aside_and_said_where_it_could_not_be(monkeypatch, tmp_path):

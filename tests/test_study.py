@@ -28,7 +28,7 @@ def test_each_study_of_the_repository_expands_and_says_what_it_is_for(name):
     assert study.runs and study.purpose
     assert len({run.params.fingerprint for run in study.runs}) == len(study.runs)
     for setting in {setting for run in study.runs for setting in run.settings}:
-        alike = {run.params.replace(seed=0) for run in study.runs_of(setting)}
+        alike = {run.params.replace(seed=0, setting="") for run in study.runs_of(setting)}
         assert len(alike) == 1, f"{setting} is several configurations: no table can show it"
 
 
@@ -68,9 +68,10 @@ def test_a_study_is_of_one_data_set(params_folder):
     text = "study: s\ndataset: cifar100\nsettings: [kernel-3]\n"
     (params_folder / "studies" / "s.yaml").write_text(text)
     assert [run.name for run in studies.load("s").runs] == ["k3-p1-seed0"]
-    (params_folder / "settings" / "kernel-3.yaml").write_text("kernel: 3\ndataset: cifar10\n")
-    with pytest.raises(ParameterError, match=r"kernel-3.yaml: a study is of one data set; say `dataset:` in .*s.yaml"):
-        studies.load("s")
+    for line in ("dataset: cifar10", "study: other"):
+        (params_folder / "settings" / "kernel-3.yaml").write_text(f"kernel: 3\n{line}\n")
+        with pytest.raises(ParameterError, match=r"kernel-3.yaml: `dataset:` and `study:` belong in .*s.yaml"):
+            studies.load("s")
 
 
 def test_a_study_may_change_a_setting_and_a_setting_changes_the_study(params_folder):
@@ -81,6 +82,21 @@ def test_a_study_may_change_a_setting_and_a_setting_changes_the_study(params_fol
         ("k3-p1-seed3", 3, 7), ("k5-p1-epochs2-seed3", 5, 2), ("k3-p1-seed4", 3, 7), ("k5-p1-epochs2-seed4", 5, 2),
     ]  # fmt: skip
     assert [run.params.seed for run in studies.load("s").runs_of("patch-1")] == [3, 4]
+
+
+@pytest.mark.parametrize("content", ["kernel: 3\nseeds: [1]\n", "kernel: 3\nsettings: [kernel-9]\n"])
+def test_seeds_and_settings_are_a_studys_alone(params_folder, content):
+    (params_folder / "studies" / "s.yaml").write_text("study: s\nsettings: [kernel-3]\n")
+    (params_folder / "settings" / "kernel-3.yaml").write_text(content)
+    with pytest.raises(ParameterError, match=r"kernel-3.yaml: se\w+: unknown parameter, did you mean s"):
+        studies.load("s")
+
+
+def test_the_name_of_a_setting_is_checked_before_anything_is_trained(params_folder):
+    (params_folder / "settings" / "größe.yaml").write_text("kernel: 3\n")
+    (params_folder / "studies" / "s.yaml").write_text("study: s\nsettings: [größe]\n")
+    with pytest.raises(ParameterError, match=r"größe.yaml: setting=größe: give letters, digits"):
+        studies.load("s")
 
 
 def test_a_setting_may_have_seeds_of_its_own(params_folder):
@@ -114,6 +130,8 @@ BROKEN = [
     (b"study: s\nsettings: [[kernel-3]]\n", "is neither a name nor"),
     (b"study: s\nsettings: [../settings/kernel-3]\n", "is neither a name nor"),
     (b"study: s\nsettings: [kernel-3]\nseeds: [1, 1]\n", "seeds: give a list of different whole numbers"),
+    (b"study: s\nsettings: [kernel-3]\nseeds: [[1]]\n", "seeds: give a list of different whole numbers"),
+    (b"study: s\nsettings: [kernel-3: {1: 2}]\n", "is neither a name nor"),
     (b"study: s\nsettings: [kernel-3]\nseeds: [a]\n", "seed='a': give a whole number"),
     (b"study: s\nsettings: [kernel-3]\nlr: .nan\n", "lr=nan: give a finite number"),
     (b"1: 2\n", "a mapping whose names are not all text"),

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ STARTING = 8  # seconds that papermill, a kernel and its imports take before a r
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status: 0 if every run of the study is finished, 1 if not, 2 for a mistake in the call."""
+    """The exit status: 0 if every run is finished, 1 if not, 2 for a mistake in the call, 130 if it was stopped."""
     parser = argparse.ArgumentParser(prog="python -m lib.runs", description=__doc__.splitlines()[0])
     parser.add_argument("study", help=f"one of {', '.join(names())}")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores and the GPUs")
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.run and (queued := cluster.queue(study)):  # with --run it may be one of them
             print(f"{study.name}: {len(queued)} runs are in SLURM's queue, so nothing is trained here", file=sys.stderr)
             return 1
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         if options.submit:
             return 1
@@ -109,7 +109,7 @@ def status(study: Study) -> str:
         rest.append(str(error))
     lines: list[tuple[str, ...]] = [("run", "status", "epochs", "test accuracy", "time", "queue")]
     for row, run in zip(table.itertuples(), study.runs, strict=True):
-        who = holder(folder_of(study, row.run))
+        who = holder(records.folder_of(study.name, row.run))
         state = "running" if who and row.status != "done" else row.status
         accuracy = f"{row.test_acc:.2f} %" if row.status == "done" else "-"
         seconds = span(row.seconds) if row.status == "done" else "-"
@@ -144,7 +144,7 @@ def train_all(study: Study, jobs: int) -> int:
         except UserError as error:
             print(error, file=sys.stderr)
             return 1
-        seconds = estimates(study, todo, jobs)
+        seconds = estimates(todo, table.epoch, jobs)
         print(announce(study, seconds, jobs), flush=True)
     failed: list[Run] = []
     places = shares(jobs if todo else 1)
@@ -152,11 +152,11 @@ def train_all(study: Study, jobs: int) -> int:
     with showing, concurrent.futures.ThreadPoolExecutor(jobs) as pool, _stopping(pool):
         waiting = dict.fromkeys(todo)
         while waiting:
-            free = [run for run in waiting if not holder(folder_of(study, run.name))]
+            free = [run for run in waiting if not holder(records.folder_of(study.name, run.name))]
             for run, tried in zip(free, pool.map(lambda run: train(study, run, places), free), strict=True):
                 # The lock first: a process that exits in between has written its record.
-                elsewhere = not tried or holder(folder_of(study, run.name))
-                if (folder_of(study, run.name) / records.RESULT).exists():
+                elsewhere = not tried or holder(records.folder_of(study.name, run.name))
+                if (records.folder_of(study.name, run.name) / records.RESULT).exists():
                     progress.send(run=run.name, ended=True)
                     del waiting[run]
                 elif not elsewhere:
@@ -165,9 +165,12 @@ def train_all(study: Study, jobs: int) -> int:
             if waiting and not free:
                 time.sleep(2)
     rest = failed + refused
+    reasons = records.load(study).set_index("run").reason if rest else {}
     for run in rest:
-        reason = records.load(study).set_index("run").reason[run.name]
-        print(f"{run.name}: not finished. {reason or 'It was stopped; the same command goes on.'}", file=sys.stderr)
+        print(
+            f"{run.name}: not finished. {reasons[run.name] or 'It was stopped; the same command goes on.'}",
+            file=sys.stderr,
+        )
     done = len(study.runs) - len(rest)
     print(f"{study.name}: {done} of {len(study.runs)} runs are finished")
     return 1 if rest else 0
@@ -186,14 +189,12 @@ def refuse_changed(table: pd.DataFrame, digest: str, study: Study) -> None:
 
 def train(study: Study, run: Run, places: queue.SimpleQueue) -> bool:
     """Executes the training notebook for a run; False if it is left to another process, which trains it or has."""
-    folder = folder_of(study, run.name)
+    folder = records.folder_of(study.name, run.name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         print(f"{folder}: {error.strerror}; nothing was trained", file=sys.stderr)
         return True
-    if (folder / records.RESULT).exists():  # finished meanwhile by another process
-        return False
     who = holder(folder)
     with contextlib.ExitStack() as held:
         if who or not held.enter_context(claim(folder)):
@@ -217,11 +218,18 @@ def train(study: Study, run: Run, places: queue.SimpleQueue) -> bool:
 
 def notebook_command(run: Run, folder: Path) -> list[str]:
     """papermill's command line for a run: every parameter, and where the executed notebook goes."""
-    setting = run.settings[0].partition(" ")[0]  # the file's name, without what the study changes of it
-    values = {**dataclasses.asdict(run.params), "setting": setting}
     start = "import lib; from papermill.cli import papermill; papermill(prog_name='papermill')"
     command = [sys.executable, "-c", start, str(NOTEBOOK), str(folder / records.NOTEBOOK), "--cwd", str(ROOT)]
-    command += ["-y", yaml.safe_dump(values), "-k", kernel.NAME, "-l", kernel.LANGUAGE, "--engine", kernel.ENGINE]
+    command += [
+        "-y",
+        yaml.safe_dump(dataclasses.asdict(run.params)),
+        "-k",
+        kernel.NAME,
+        "-l",
+        kernel.LANGUAGE,
+        "--engine",
+        kernel.ENGINE,
+    ]
     return [*command, "--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-", "--stderr-file", "-"]
 
 
@@ -301,9 +309,8 @@ def _stopping(pool: concurrent.futures.Executor) -> Iterator[None]:
         raise
 
 
-def estimates(study: Study, todo: list[Run], jobs: int) -> dict[str, float | None]:
-    """About how many seconds each run still takes on this machine; None where that could not be measured."""
-    epochs_done = records.load(study).set_index("run").epoch
+def estimates(todo: Sequence[Run], epochs_done: pd.Series, jobs: int) -> dict[str, float | None]:
+    """About how many seconds each run still takes on this machine, by name; None where that could not be measured."""
     whole: dict[tuple, float | None] = {}  # seconds of a run from its start, by what makes it slow
     found = {}
     with process(jobs) as aside:
@@ -326,7 +333,9 @@ def announce(study: Study, seconds: dict[str, float | None], jobs: int) -> str:
     """What will be trained and about how long it takes on this machine, from `estimates`."""
     known = [value for value in seconds.values() if value is not None]
     unknown = len(seconds) - len(known)
-    about = f"about {span(sum(known) / jobs)} in all" if known else "in a time that could not be measured"
+    about = (
+        f"about {span(max([*known, sum(known) / jobs]))} in all" if known else "in a time that could not be measured"
+    )
     without = f" without {unknown} of them, whose time could not be measured" if known and unknown else ""
     return f"{len(seconds)} of {len(study.runs)} runs to train, {about}{without}: {', '.join(seconds)}"
 
@@ -345,8 +354,3 @@ def measured(run: Run) -> float | None:
         return estimate(run.params)
     except TrainingError as error:
         raise ParameterError(f"{run.name}: {error}") from None
-
-
-def folder_of(study: Study, run: str) -> Path:
-    """A run's folder."""
-    return records.study_folder(study.name) / "runs" / run

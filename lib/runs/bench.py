@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -158,13 +159,8 @@ def limits(pipe: Connection) -> None:
     source = torch.ones(64 * 2**20)  # 256 MiB
     target = torch.empty_like(source)
 
-    def best(work, count: int = 5) -> float:
-        times = []
-        for _ in range(count):
-            begun = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - begun)
-        return min(times)
+    def best(work) -> float:
+        return min(timeit.repeat(work, number=1, repeat=5))
 
     def measure() -> dict[str, float]:
         speeds = {
@@ -298,7 +294,7 @@ def ask(pipe: Connection, word: str):
     return pipe.recv()
 
 
-def measure(network: Network, variants: list[str], rounds: int, machine: Connection, speeds: list[dict]) -> dict:
+def measure(network: Network, variants: list[str], rounds: int, limits_pipe: Connection, speeds: list[dict]) -> dict:
     """The record of one network: each variant's turns, and their ratios."""
     with contextlib.ExitStack() as stack:
         results = {variant: {} for variant in variants}
@@ -318,7 +314,7 @@ def measure(network: Network, variants: list[str], rounds: int, machine: Connect
             with survived(variant):
                 results[variant] = pipes[variant].recv()
         for number in range(rounds):
-            speeds.append(ask(machine, "measure"))
+            speeds.append(ask(limits_pipe, "measure"))
             for variant, pipe in pipes.items():
                 if "failed" in results[variant] or (number > 1 and hopeless(variant, turns)):
                     continue
@@ -364,17 +360,17 @@ def compare(results: dict[str, dict]) -> dict:
     return ratios
 
 
-def bounds(network: Network, machine: dict) -> dict:
+def bounds(network: Network, speeds: dict) -> dict:
     """Images a second if there were nothing but the arithmetic of forward and backward, at the measured speeds.
 
     `bound`: matrix products at the better of the two product speeds, depthwise convolutions at the float32 one.
     `bound_bf16`: all of it at the better one, as where the depthwise convolutions have bfloat16 dot products too.
     """
-    fast = max(machine["float32_gflops"], machine["bfloat16_gflops"])
+    fast = max(speeds["float32_gflops"], speeds["bfloat16_gflops"])
     # Forward, input gradient, weight gradient; two operations a multiply-accumulate.
     depthwise, products = (6e-9 * macs for macs in network.macs())
     return {
-        "bound": round(1 / (products / fast + depthwise / machine["float32_gflops"]), 1),
+        "bound": round(1 / (products / fast + depthwise / speeds["float32_gflops"]), 1),
         "bound_bf16": round(1 / ((products + depthwise) / fast), 1),
     }
 
@@ -497,9 +493,12 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("a measuring process ended, perhaps for want of memory: nothing is recorded; --only does with less")
     whole = len(asked) == len(lines)
     out = options.out or records.REPORTS / (f"{records.BENCH}/{file_name(record)}" if whole else "bench-of-a-part.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    records.write_json(out, record)
     print(table(record))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        records.write_json(out, record)
+    except OSError as error:
+        sys.exit(f"{out}: {error.strerror}; nothing is recorded")
     print(f"\nwritten to {study.shown(out)}")
 
 

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from lib import files, records
 from lib.data import datasets
@@ -18,6 +18,7 @@ from lib.runs.lock import holder
 from lib.study import ROOT, Run, Study, shown
 
 LOG = "slurm.log"  # in a run's folder: what its tasks have printed, one after another
+COMMENT = 1024  # bytes, the longest that SLURM takes
 CPUS = 4  # a task, where CPUS says nothing and the nodes have as many
 # Variables of `make submit`, as options of sbatch; SLURM has its own for all the others, such as SBATCH_QOS.
 OPTIONS = {"PARTITION": "--partition=", "ACCOUNT": "--account=", "TIME": "--time=", "CPUS": "--cpus-per-task=",
@@ -50,13 +51,13 @@ def submit(study: Study) -> int:
         table, queued = records.load(study).set_index("run"), queue(study)
         refused = [run for run in study.runs if table.status[run.name] == "refused"]
         left = [run for run in study.runs if table.status[run.name] not in ("done", "refused")]
-        todo = [run for run in left if run.name not in queued and not holder(records.run_folder(run.params))]
+        todo = [run for run in left if run.name not in queued and not holder(records.folder_of(study.name, run.name))]
         for run in refused:
             print(table.reason[run.name], file=sys.stderr)
         if todo:
             datasets.load(study.base)  # here, once: a node may reach no other machine
-            job = sbatch(study, todo)
-            print(f"{study.name}: job {job} trains {', '.join(run.name for run in todo)}")
+            for part in parts(study, todo):
+                print(f"{study.name}: job {sbatch(study, part)} trains {', '.join(run.name for run in part)}")
     done = len(study.runs) - len(left) - len(refused)
     print(f"{study.name}: {len(todo)} runs submitted, {len(left) - len(todo)} under way before, {done} finished")
     return 1 if refused else 0
@@ -69,11 +70,22 @@ def sbatch(study: Study, todo: list[Run]) -> str:
     options += [f"--array=0-{len(todo) - 1}", f"--job-name={study.name}", f"--comment={mark(study, todo)}"]
     options += ["--requeue", "--export=ALL", f"--chdir={ROOT}", "--output=/dev/null", "--nodes=1", "--ntasks=1"]
     for run in todo:
-        records.run_folder(run.params).mkdir(parents=True, exist_ok=True)
+        records.folder_of(study.name, run.name).mkdir(parents=True, exist_ok=True)
     words = {"folder": records.study_folder(study.name), "root": ROOT, "python": sys.executable, "study": study.name}
     names = shlex.join(run.name for run in todo)
     script = TASK.format(runs=names, log=LOG, **{name: shlex.quote(str(word)) for name, word in words.items()})
     return slurm("sbatch", "--parsable", *options, script=script).partition(";")[0].strip()
+
+
+def parts(study: Study, todo: list[Run]) -> Iterator[list[Run]]:
+    """The runs in as many arrays as it takes for SLURM to accept the comment of each."""
+    part: list[Run] = []
+    for run in todo:
+        if part and len(mark(study, [*part, run]).encode()) > COMMENT:
+            yield part
+            part = []
+        part.append(run)
+    yield part
 
 
 def defaults() -> dict[str, str]:
@@ -115,6 +127,6 @@ def slurm(*command: str, script: str = "") -> str:
 
 def last_words(run: Run) -> str:
     """Where the log of a run's tasks is and its last line, for a run that they left unfinished; empty without one."""
-    path = records.run_folder(run.params) / LOG
+    path = records.folder_of(run.params.study, run.name) / LOG
     text = path.read_text(errors="replace").strip() if path.exists() else ""
     return f"its task ended without a record; {shown(path)}: {text.splitlines()[-1]}" if text else ""

@@ -12,6 +12,7 @@ from lib import files, records
 from lib.data.download import DIGEST
 from lib.params import Params, UserError, run_name
 from lib.records import ARRAYS, RESULT, WEIGHTS, RecordError
+from lib.runs.lock import own
 from lib.study import base_params
 
 
@@ -21,7 +22,7 @@ def main(arguments: list[str]) -> int:
         print("usage: make import FROM=folder, such as another clone's reports/", file=sys.stderr)
         return 2
     source = Path(arguments[0])
-    found = sorted(path.parent for path in source.rglob(RESULT))
+    found = sorted(path.parent for where in ("*/runs/*", "runs/*") for path in source.glob(f"{where}/{RESULT}"))
     if not found:
         print(f"{source}: no finished run in it", file=sys.stderr)
         return 1
@@ -39,22 +40,22 @@ def main(arguments: list[str]) -> int:
 def collect(source: Path) -> str:
     """Copies the finished run in `source`; what was done in one line. RecordError says why it is not taken."""
     record = checked(source)
-    target = records.study_folder(record["study"]) / "runs" / record["run"]
+    target = records.folder_of(record["study"], record["run"])
     name = f"{record['study']}/{record['run']}"
-    if (target / RESULT).exists():
-        there = records.read_result(target / RESULT)
-        if there == record:
-            return f"{name}: here already"
-        raise RecordError(
-            f"{name}: another record of it is here, with {there['test_acc']:.2f} % on the test set where {source} has "
-            f"{record['test_acc']:.2f} %; to take that one, move {target} away"
-        )
-    target.mkdir(parents=True, exist_ok=True)
     # Of published runs git keeps the weights of seed 0 alone.
     needless = (WEIGHTS,) if records.REPORTS == records.PUBLISHED and record["params"]["seed"] else ()
-    for file in (WEIGHTS, ARRAYS, RESULT):  # the record last: with it the run counts as finished
-        if (source / file).exists() and file not in needless:
-            files.write_bytes(target / file, (source / file).read_bytes())
+    with own(target):
+        if (target / RESULT).exists():
+            there = records.read_result(target / RESULT)
+            if there == record:
+                return f"{name}: here already"
+            raise RecordError(
+                f"{name}: another record of it is here, with {there['test_acc']:.2f} % on the test set where {source} "
+                f"has {record['test_acc']:.2f} %; to take that one, move {target} away"
+            )
+        for file in (WEIGHTS, ARRAYS, RESULT):  # the record last: with it the run counts as finished
+            if (source / file).exists() and file not in needless:
+                files.write_bytes(target / file, (source / file).read_bytes())
     return f"{name}: taken, {record['test_acc']:.2f} % on the test set"
 
 

@@ -21,20 +21,19 @@ class OwnerError(UserError):
     """A run's folder cannot be held: says by whom it is, or why it cannot be written."""
 
 
-class Locked(OwnerError):
-    """Another process trains this run."""
-
-
 @contextlib.contextmanager
 def own(folder: Path) -> Iterator[None]:
-    """Holds a run's folder against other processes while the block runs. Raises Locked or OwnerError before it."""
+    """Holds a run's folder against other processes while the block runs.
+
+    OwnerError before it, where another process trains the run or nothing can be written.
+    """
     with contextlib.ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(lock(folder / LOCK, PATIENCE))
             _sign(folder)
         except filelock.Timeout:
-            raise Locked(f"{folder.name}: locked by {_name(folder)}; wait for it or stop it") from None
+            raise OwnerError(f"{folder.name}: locked by {_name(folder)}; wait for it or stop it") from None
         except OSError as error:
             raise OwnerError(f"{folder}: {error.strerror}; nothing was trained") from None
         yield

@@ -29,7 +29,7 @@ from papermill.exceptions import PapermillException, PapermillExecutionError
 from lib import kernel, records
 from lib.params import ParameterError, Params, UserError, assigned
 from lib.runs import progress
-from lib.study import ROOT, parse_yaml, read_yaml
+from lib.study import ROOT, of_runs, parse_yaml, read_yaml
 
 NOTEBOOK = ROOT / "notebooks" / "train.ipynb"
 PARAMETERS = ("base64", "file", "yaml", "", "raw")  # papermill's options for them, a later one over an earlier one
@@ -149,11 +149,11 @@ def _parameters(options: dict) -> dict:
             text = base64.b64decode(text).decode()
         except ValueError as error:
             raise ParameterError(f"-b: {error}") from None
-        values |= parse_yaml(text, "-b")
+        values |= of_runs(parse_yaml(text, "-b"))
     for path in options["parameters_file"]:
-        values |= read_yaml(Path(path))
+        values |= of_runs(read_yaml(Path(path)))
     for text in options["parameters_yaml"]:
-        values |= parse_yaml(text, "-y")
+        values |= of_runs(parse_yaml(text, "-y"))
     return values | dict(options["parameters"]) | dict(options["parameters_raw"])
 
 

@@ -198,8 +198,8 @@ class Bars:
         if self.study:
             under_way = sum(self.work.get(run, 0) * share(bar) for run, bar in self.runs.items())
             self.whole.n = under_way + sum(self.work.get(run, 0) for run in self.ended)
-            runs = len(self.study.runs)
-            self.whole.bar_format = line(f"{self.study.name}: {runs - len(self.work) + len(self.ended)} of {runs} runs")
+            left = len(self.work) - len(self.ended)
+            self.whole.bar_format = line(f"{self.study.name}: {left} of {len(self.study.runs)} runs to train")
         for bar in self.all():
             if not bar.dynamic_ncols:
                 vars(bar).update(shape())

@@ -35,8 +35,10 @@ def run(p: Params, say: Callable[[str], None] = print) -> dict:
     pick_device(p.device)  # one that is not there is an error before anything is written
     with own(folder):
         files.remove_parts(folder)
-        record = finished(p, folder)
-        if record is not None:
+        path = folder / records.RESULT
+        if path.exists():
+            record = records.read_result(path)
+            records.refuse_other(record, p, path)  # nothing is mixed
             checkpoint.remove(folder)  # where a kill left no time for it
             if not p.force:
                 say(f"{name}: finished before, {record['test_acc']:.2f} % on the test set, nothing to train")
@@ -50,23 +52,15 @@ def run(p: Params, say: Callable[[str], None] = print) -> dict:
                 trained = fit(p, data, folder, say_of_run, show)
             record = make_record(p, data, trained, started)
             write_record(folder, record, trained, data)
-        except (Exception, MemoryError) as error:
-            error = readable(error, p, folder)
-            words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        except Exception as error:
+            fault = readable(error, p, folder)
+            words = str(fault) if isinstance(fault, UserError) else f"{type(fault).__name__}: {fault}"
             records.note_failure(folder, p, words)
-            raise error from None if isinstance(error, UserError) else error
+            if fault is error:
+                raise
+            raise fault from None
         say_of_run(f"done: {record['test_acc']:.2f} % on the test set, {span(record['seconds'])}")
         return record
-
-
-def finished(p: Params, folder: Path) -> dict | None:
-    """The record of a finished run; RecordError if it is unreadable or of other parameters, so nothing is mixed."""
-    path = folder / records.RESULT
-    if not path.exists():
-        return None
-    record = records.read_result(path)
-    records.refuse_other(record, p, path)
-    return record
 
 
 def need_room(p: Params, folder: Path) -> None:
@@ -84,7 +78,6 @@ def make_record(p: Params, data: Dataset, trained: Trained, started: str) -> dic
     """The record of a finished run: whatever a table, a figure or a reader may ask."""
     labels = data.test_labels
     right = trained.test["logits"].argmax(1) == labels
-    train_rows, val_rows = datasets.split(data.train_labels, p.val_size, p.train_size, p.seed)
     times = [entry["seconds"] for entry in trained.state.history]
     rates = [entry["images_per_second"] for entry in trained.state.history]
     device = next(trained.state.model.parameters()).device
@@ -111,8 +104,8 @@ def make_record(p: Params, data: Dataset, trained: Trained, started: str) -> dic
         "data_digest": data.digest,
         "classes": list(data.classes),
         "normalisation": {name: list(values) for name, values in data.normal._asdict().items()},
-        "train_images": len(train_rows),
-        "val_images": len(val_rows),
+        "train_images": p.train_size or len(data.train_labels) - p.val_size,
+        "val_images": p.val_size,
         "test_images": len(labels),
         "checkpoints": trained.state.checkpoints,
         "resumed": trained.state.resumed,

@@ -14,7 +14,7 @@ FULL = "No space left on device"
 
 def whole_checkpoints(run) -> list[int]:
     """The step of each checkpoint that there is, damaged or not: reading one that is damaged is an error."""
-    paths = (run.folder / records.CHECKPOINT, checkpoint.previous(run.folder))
+    paths = (run.folder / records.CHECKPOINT, run.folder / checkpoint.PREVIOUS)
     return [20 * state["epoch"] + state["step"] for state in map(checkpoint._read, filter(os.path.exists, paths))]
 
 
