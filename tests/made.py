@@ -171,6 +171,7 @@ def bench(**images_per_second) -> dict:
         "float32_over_default": None,
         "float32_over_tuned": None,
         "share_of_bound": 0.6,
+        "share_of_bound_bf16": 0.5,
     }
     epochs = [{"name": "256/8 k=9 p=4", "data_share": 0.031}]
     return {

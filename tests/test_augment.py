@@ -632,7 +632,7 @@ def test_wrong_input_is_refused():
         with pytest.raises(ValueError, match=next(iter(wrong))):
             doing(**wrong)
     good = pictures(10)
-    for images in (good.astype(np.float32), good[..., ::-1], good[:, :7].copy(), good[0], np.moveaxis(good, 3, 1)):
+    for images in (good.astype(np.float32), good[..., ::-1], good[0], np.moveaxis(good, 3, 1)):
         with pytest.raises(ValueError, match="images"):
             Augment(images, doing(), MEAN, STD)
     maker = Augment(good, doing(), MEAN, STD)

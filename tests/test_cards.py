@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lib import records
-from lib.report import cards
+from lib.report import cards, errors
 from made import place, record, study, write
 
 RUNS = records.with_weights(records.PUBLISHED)
@@ -32,7 +32,8 @@ def test_accuracies_by_class_agree_with_the_record():
 
 def test_a_class_that_is_taken_for_another_and_one_that_never_is():
     labels = np.array([0] * 4 + [1] * 4)
-    rows = cards.by_class(np.array([0, 3, 3, 5, 1, 1, 1, 1]), labels, records.CLASSES)
+    chances = np.eye(10)[[0, 3, 3, 5, 1, 1, 1, 1]]
+    rows = cards.by_class(errors.taken_for([(chances, labels)]), records.CLASSES)
     assert rows[0] == "| airplane | 25.0 | cat (50.0 %) |" and rows[1] == "| automobile | 100.0 | – |"
 
 

@@ -116,14 +116,19 @@ def test_the_gap_adds_up_from_the_paper_to_the_original(home):
     assert table["n"].tolist() == [1, 3, 3, 3, 3, 3, 1, 1]
     assert verdicts()["too few epochs explain most of the gap"] == CONTRADICTED  # 4 of 11.65 points
     (said,) = gap.levels(evidence)
-    assert "the paper has 80.96 % and the original 92.61 %" in said
-    assert "the recipe as the paper writes it, 82.00 % (n=3); " in said and "30, 92.00 % (n=1)." in said
+    assert "the paper has 80.96 %, the original 92.61 %" in said
+    assert "82.00 ± 0.00 % (n=3) as the paper writes it; " in said
+    assert said.endswith("92.00 % (n=1) with that for 200 epochs.")
+    changed = table.set_index("change")["parameters"]
+    assert changed["200 epochs instead of 30"] == "epochs" and not changed.iloc[:3].any()
+    assert {"lr", "mixup", "select"} <= set(changed["the recipe as the paper writes it"].split(", "))
 
 
 def test_an_unfinished_level_of_the_gap_stays_empty(home):
     table = gap.gap(claims.Evidence())
     assert table["accuracy"].notna().tolist() == [True] + [False] * 6 + [True]
-    assert table["step"].isna().all()
+    assert table["step"].iloc[:-1].isna().all() and table["step"].iloc[-1] == pytest.approx(11.65)
+    assert figures.gap(table) is None
     assert gap.levels(claims.Evidence()) == []
 
 

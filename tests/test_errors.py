@@ -38,15 +38,15 @@ def test_classes_confusion_and_agreement_are_of_all_settings_but_the_sweep(home)
     study = made.study(seeds=range(2))
     made.fill(study)
     runs = records.load(study)
-    assert set(errors.outputs(runs)) == {"kernel-3", "kernel-5", "kernel-7", "kernel-9", "patch-2", "patch-4"}
+    assert set(errors.outputs(runs)) == {f"k={k}, p={p}" for k, p in ((3, 1), (5, 1), (7, 1), (9, 1), (9, 2), (9, 4))}
     table = errors.by_class(runs)
     assert list(table["class"]) == list(records.CLASSES)
     assert table["mean"].mean() == pytest.approx(runs[runs["lr"] == runs["lr"][0]]["test_acc"].mean(), abs=2)
     assert (table["best_accuracy"] >= table["mean"]).all() and (table["mean"] >= table["worst_accuracy"]).all()
     (best,) = errors.best_and_its_mistake(runs)
-    assert re.match(r"Of 6 settings `kernel-9` has the best accuracy: \d+\.\d+ ± \d+\.\d+ % \(n=2\)\. Most", best)
+    assert re.match(r"Of 6 settings `k=9, p=1` has the best accuracy: \d+\.\d+ ± \d+\.\d+ % \(n=2\)\. Most", best)
     # A made-up network takes a class for the next one.
-    said = errors.confusion(runs, "patch-4").get_label()
+    said = errors.confusion(runs).get_label()
     true, taken = re.search(r"most often (\w+) is taken for (\w+)", said).groups()
     assert (records.CLASSES.index(true) + 1) % 10 == records.CLASSES.index(taken)
     assert "between seeds of one setting" in errors.agreement(runs).get_label()

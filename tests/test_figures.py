@@ -59,7 +59,7 @@ def test_the_workflow_names_the_files_that_there_are(home):
     text = figures.workflow(study, made.runs(study)).get_label()
     for part in (
         "params/studies/made.yaml",
-        "10 settings × 2 seeds: 18 different runs",
+        "10 settings, by seed: 18 different runs",
         "18 of 18 runs",
         "result.json",
     ):

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 import made
 from lib import records
+from lib.explore import receptive_field
+from lib.model import ConvMixer
 from lib.report import learned
 
 
@@ -17,10 +20,25 @@ def test_theoretical_sizes_are_the_papers():
 
 def test_shares_of_a_field_by_hand():
     field = np.zeros((32, 32))
-    field[12:20, 12:20] = 1  # the 8 x 8 pixels in the middle
-    assert learned.inside(field, 8) == 1 and learned.inside(field, 4) == pytest.approx(16 / 64)
-    assert learned.half_of(field) == 6 and learned.half_of(field, 0.99) == 8  # 36 of 64
-    assert learned.half_of(np.ones((32, 32)), 1.0) == 32
+    field[12:20, 12:20] = 1  # 8 x 8 pixels, with 15.5 in their middle
+    assert learned.inside(field, 8, 15.5) == 1 and learned.inside(field, 4, 15.5) == pytest.approx(16 / 64)
+    assert learned.inside(field, 5, 15.5) == pytest.approx(25 / 64)  # half a pixel on each side
+    assert learned.half_of(field, 15.5) == 6 and learned.half_of(field, 15.5, 0.99) == 8  # 36 of 64
+    assert learned.half_of(np.ones((32, 32)), 15.5, 1.0) == 32
+    assert learned.half_of(field, 16, 1.0) == 9  # one side is further away
+
+
+@pytest.mark.parametrize("kernel, patch, depth", [(3, 1, 2), (5, 1, 3), (3, 2, 2), (3, 4, 1)])
+def test_a_square_of_the_theoretical_size_is_all_that_a_place_depends_on(kernel, patch, depth):
+    """Against the gradient itself: around the place that `receptive_field` asks about, neither more nor less."""
+    torch.manual_seed(0)
+    params = {"kernel": kernel, "patch": patch, "depth": depth}
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    field = receptive_field(ConvMixer(8, depth, kernel, patch), images)
+    rows = np.flatnonzero(field.sum(1))
+    assert (rows[0] + rows[-1]) / 2 == learned.middle(params)
+    assert rows[-1] - rows[0] + 1 == learned.theoretical(params)
+    assert learned.half_of(field, learned.middle(params), 1.0) == learned.theoretical(params)
 
 
 def test_a_mosaic_keeps_every_tile():
@@ -35,14 +53,13 @@ def test_each_network_is_drawn(home):
     made.fill(study)
     runs = records.load(study)
     by_kernel, by_patch = learned.networks(runs, "kernel"), learned.networks(runs, "patch")
-    assert list(by_kernel) == ["k=3", "k=5", "k=7", "k=9"] and list(by_patch) == ["p=1", "p=2", "p=4"]
+    assert list(by_kernel) == [f"k={k}, p=1" for k in (3, 5, 7, 9)]
+    assert list(by_patch) == [f"k=9, p={p}" for p in (1, 2, 4)]
     assert len(learned.patch_embeddings(by_patch).axes) == 3
     assert len(learned.kernels(by_kernel).axes) == 4 * 3
-    assert "k=9: half of the gradient within" in learned.receptive_fields(by_kernel).get_label()
+    assert "k=9, p=1: half of the gradient within" in learned.receptive_fields(by_kernel).get_label()
     reach = learned.reach(by_kernel)
     assert reach["half"].is_monotonic_increasing and (reach["most"] >= reach["half"]).all()
-    (said,) = learned.outline(by_kernel)
-    assert "for k=3" in said and "for k=9" in said
 
 
 def test_a_network_without_kernels_has_a_field_alone(home):
@@ -55,7 +72,7 @@ def test_a_network_without_kernels_has_a_field_alone(home):
 def test_nothing_is_drawn_of_nothing(home):
     found = learned.networks(records.load(made.study()), "kernel")
     assert found == {} and learned.kernels(found) is None and learned.receptive_fields(found) is None
-    assert learned.reach(found).empty and learned.outline(found) == []
+    assert learned.reach(found).empty
 
 
 def test_one_run_is_drawn_by_itself(home):
@@ -63,6 +80,6 @@ def test_one_run_is_drawn_by_itself(home):
     made.fill(study)
     record = records.load(study)["record"][0]
     found = learned.one(record, records.read_arrays(record))
-    assert list(found) == ["ConvMixer-64/4, k=5, p=1"] and list(learned.reach(found)["network"]) == list(found)
+    assert list(found) == ["k=5, p=1"] and list(learned.reach(found)["network"]) == list(found)
     for draw in (learned.kernels, learned.patch_embeddings, learned.receptive_fields):
-        assert "ConvMixer-64/4, k=5, p=1" in draw(found).get_label()
+        assert "k=5, p=1" in draw(found).get_label()

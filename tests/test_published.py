@@ -45,12 +45,12 @@ def test_every_figure_is_sourced_and_second_hand_ones_say_so():
         *published.KERNEL,
         *published.PATCH,
         *published.ORIGINAL,
-        *published.SECOND_HAND,
+        *published.READINGS,
         *published.CONTEXT,
     )
     for figure in (*figures, *published.OVERALL.values(), *published.LAST_EPOCH.values()):
         assert figure.source and 50 < figure.accuracy < 100
-    assert all(figure.source.startswith("second-hand") for figure in published.SECOND_HAND)
+    assert all(figure.source.startswith("second-hand") for figure in published.READINGS)
     assert {published.original(9, 2).accuracy, published.original(5, 1).accuracy} == {95.00, 95.19}
 
 

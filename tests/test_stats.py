@@ -89,10 +89,8 @@ def test_mcnemar_is_the_sign_test_of_discordant_images():
     labels = np.zeros(100, np.uint8)
     first, second = labels.copy(), labels.copy()
     first[:15], second[10:12] = 1, 1
-    result = stats.mcnemar(first, second, labels)
-    assert (result.n, result.only_first, result.only_second) == (100, 0, 13)
-    assert result.p == pytest.approx(2 * 0.5**13)
-    assert stats.mcnemar(first, first, labels).p == 1.0
+    assert stats.mcnemar(first, second, labels) == pytest.approx(2 * 0.5**13)  # 13 images, all for one of them
+    assert stats.mcnemar(first, first, labels) == 1.0
     with pytest.raises(ValueError, match="differ in number"):
         stats.mcnemar(first[:5], second, labels)
 

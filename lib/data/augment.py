@@ -20,7 +20,6 @@ from lib.native import compiler
 from lib.params import Params, parse_randaugment
 
 PADDING = 4  # pixels by which crops may reach over the border
-SMALLEST = 8  # pixels; a reflected crop needs more than PADDING
 # Erased rectangles: range of the share of the area, range of height / width.
 HOLES = {
     "zero": ((0.02, 0.33), (0.3, 3.3)),  # torchvision's defaults
@@ -56,8 +55,6 @@ class Augment:
     def __init__(self, images: np.ndarray, p: Params, mean, std):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.flags.c_contiguous:
             raise ValueError(f"images: need C-contiguous uint8 (N, H, W, 3), got {images.dtype} {images.shape}")
-        if min(images.shape[1:3]) < SMALLEST:
-            raise ValueError(f"images: need {SMALLEST} pixels or more each way, got {images.shape[1:3]}")
         self.images, self.p = images, p
         self.policy = parse_randaugment(p.randaugment)
         self.table = normalise(np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, 2), mean, std)[:, 0]

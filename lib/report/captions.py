@@ -27,7 +27,7 @@ def basis(make, *data) -> str:
         if isinstance(item, dict) and "networks" not in item:
             found = [arrays["record"] for arrays in item.values() if "record" in arrays]
             seeds = sorted({record["params"]["seed"] for record in found})
-            return _sentence(found, f"n=1 network each, seed {_either(seeds)}", timed)
+            return _sentence(found, f"n=1 network each, seed {either(seeds)}", timed)
     return ""
 
 
@@ -35,9 +35,9 @@ def _sentence(done: list[dict], seeds: str, timed: bool) -> str:
     if not done:
         return "No run of ours is finished."
     params = [Params.of(**record["params"]) for record in done]
-    networks = _either(p.network.partition(",")[0] for p in params)
-    images = _either(record["train_images"] for record in done)
-    epochs = _either(p.epochs for p in params)
+    networks = either(p.network.partition(",")[0] for p in params)
+    images = either(record["train_images"] for record in done)
+    epochs = either(p.epochs for p in params)
     where = f", on {' and '.join(machines(done))}" if timed else ""
     return f"{networks}, {epochs} epoch{'' if epochs == '1' else 's'} of {images} images, {seeds}{where}."
 
@@ -58,6 +58,6 @@ def machines(found) -> list[str]:
     return sorted({records.machine_name(record) for record in found})
 
 
-def _either(values) -> str:
+def either(values) -> str:
     """The different values as text: 3, or 3 or 10; thousands have commas."""
     return " or ".join(f"{v:,}" if isinstance(v, (int, np.integer)) else str(v) for v in dict.fromkeys(values))

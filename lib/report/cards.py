@@ -47,7 +47,7 @@ def card(record: dict, arrays: dict[str, np.ndarray]) -> str:
         "",
         "| class | right (%) | most often taken for |",
         "|---|---|---|",
-        *by_class(chances.argmax(1), labels, classes),
+        *by_class(errors.taken_for([(chances, labels)]), classes),
         "",
         "## Calibration",
         "",
@@ -75,7 +75,8 @@ def recipe(record: dict, p: Params) -> list[tuple[str, str]]:
     made = f"commit `{str(environment.get('commit'))[:12]}`, PyTorch {environment.get('torch')}"
     return [
         ("images", f"{record['train_images']:,} of {p.data}'s {'50,000 ' if p.dataset in DATASETS else ''}training "
-                   f"images; {p.val_size:,} others for validation; data `{record['data_digest']}`"),
+                   f"images, {f'{p.val_size:,} others' if p.val_size else 'none'} for validation; data "
+                   f"`{record['data_digest']}`"),
         ("training", f"{p.epochs} epochs in batches of {p.batch_size}, AdamW, {p.schedule} schedule with peak learning "
                      f"rate {p.lr:g}, weight decay {p.weight_decay:g}, seed {p.seed}, {arithmetic}"),
         ("other than the paper's", ", ".join(f"`{n}: {v}`" for n, v in overrides.items() if n != "seed") or "nothing"),
@@ -85,15 +86,13 @@ def recipe(record: dict, p: Params) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def by_class(said: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> list[str]:
-    """A Markdown row a class: how often it is right, and what it is most often taken for; said and labels (N,)."""
+def by_class(shares: np.ndarray, classes: tuple[str, ...]) -> list[str]:
+    """A Markdown row a class: how often it is right, and what it is most often taken for; shares: errors.taken_for."""
     rows = []
     for number, name in enumerate(classes):
-        counts = np.bincount(said[labels == number], minlength=len(classes))
-        wrong = np.where(np.arange(len(classes)) == number, -1, counts)
-        other, total = int(wrong.argmax()), max(counts.sum(), 1)
-        taken = f"{classes[other]} ({100 * wrong[other] / total:.1f} %)" if wrong[other] > 0 else "–"
-        rows.append(f"| {name} | {100 * counts[number] / total:.1f} | {taken} |")
+        wrong = np.where(np.arange(len(classes)) == number, 0, shares[number])
+        taken = f"{classes[wrong.argmax()]} ({wrong.max():.1f} %)" if wrong.any() else "–"
+        rows.append(f"| {name} | {shares[number, number]:.1f} | {taken} |")
     return rows
 
 

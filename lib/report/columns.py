@@ -21,6 +21,11 @@ def signed(points: float) -> str:
     return f"{points:+.2f}".replace("-", "−")
 
 
+def count(n: int, word: str) -> str:
+    """1 seed, 3 seeds."""
+    return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
+
+
 def interval(half: float | None) -> str:
     """Behind a mean, the half-width of its interval: ` ± 0.45`, or nothing where there is none, as with one seed."""
     return "" if pd.isna(half) else f" ± {half:.2f}"

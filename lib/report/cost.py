@@ -27,7 +27,7 @@ class Cost(NamedTuple):
 COSTS = (
     Cost("images_per_second", "training images a second", "training speed", more_is_better=True),
     Cost("forward_macs", "multiply-accumulates of one image, millions", "multiply-accumulates", measured=False),
-    Cost("peak_memory_mb", "peak memory of the run (MB)", "peak memory", log=False),
+    Cost("peak_memory_mb", "peak memory of the whole process (MB)", "peak memory", log=False),
 )
 
 
@@ -80,7 +80,9 @@ def accuracy_against_cost(runs: pd.DataFrame) -> Figure | None:
         for row in table.to_dict("records"):
             fill = BLUE if row["setting"] in set(best["setting"]) else "white"
             axes.errorbar(row[cost.column], row["accuracy"], row["half"], fmt="o", color=BLUE, mfc=fill, capsize=3)
-        axes.set(xlabel=cost.axis, ylabel="test accuracy (%)")
+        axis = cost.axis + (", log scale" if cost.log else "")
+        axes.set(xlabel=f"{axis}  cheaper →" if cost.more_is_better else f"← cheaper  {axis}")
+        axes.set_ylabel("test accuracy (%)")
         if cost.log:
             axes.set_xscale("log")
             axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())

@@ -1,7 +1,7 @@
 """Where networks err, from the test logits that every run leaves: classes, confusion, calibration and agreement."""
 
+import contextlib
 import itertools
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,25 +11,24 @@ from matplotlib.figure import Figure
 from lib import records
 from lib.records import CLASSES
 from lib.report import cells, stats
-from lib.report.columns import SETTING, N, interval, number, shows, words
-from lib.report.style import BLUE, GREY, WIDTH, described, styled
+from lib.report.columns import SETTING, N, count, interval, number, shows, words
+from lib.report.style import GREY, WIDTH, described, styled
 
 SHOWN = 20  # classes that a table or a figure has room for
 BINS = 15  # of confidence, for the expected calibration error
 
 
 def outputs(runs: pd.DataFrame) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-    """Probabilities (N, classes) and labels (N,) of test images of each setting's finished seeds; a run counts once.
+    """Probabilities (N, classes) and labels (N,) of test images, of the finished seeds of each of cells.configurations.
 
-    The learning-rate sweep is left out: most of its rates are no good.
+    The learning-rate sweep is none: most of its rates are no good.
     """
     found: dict[str, list] = {}
-    for row in runs[(runs["status"] == "done") & ~cells.is_sweep(runs)].itertuples():
-        try:
-            arrays = records.read_arrays(row.record)
-        except records.RecordError:  # the table of all runs says so
-            continue
-        found.setdefault(row.settings[0], []).append((softmax(arrays["logits"]), arrays["labels"]))
+    for label, rows in cells.configurations(runs[runs["status"] == "done"]).items():
+        for record in rows["record"]:
+            with contextlib.suppress(records.RecordError):  # the table of all runs says so
+                arrays = records.read_arrays(record)
+                found.setdefault(label, []).append((softmax(arrays["logits"]), arrays["labels"]))
     return found
 
 
@@ -90,32 +89,28 @@ def by_class(runs: pd.DataFrame) -> pd.DataFrame:
 
     Of more than SHOWN classes the hardest half of SHOWN and the easiest, by the mean.
     """
-    accuracy: dict[str, dict[str, float]] = {}
-    for setting, seeds in outputs(runs).items():
-        for number_, name in enumerate(names(runs)):
-            shares = [100 * float((p.argmax(1) == labels)[labels == number_].mean()) for p, labels in seeds]
-            accuracy.setdefault(name, {})[setting] = float(np.mean(shares))
-    rows: list[dict[str, Any]] = []
-    for name, values in accuracy.items():
-        row: dict[str, Any] = {"class": name, "mean": float(np.mean(list(values.values())))}
-        for which, choose in (("best", max), ("worst", min)):
-            setting = choose(values, key=values.__getitem__)
-            several = len(values) > 1
-            row |= {which: setting if several else "", f"{which}_accuracy": values[setting] if several else np.nan}
-        rows.append(row)
-    if len(rows) > SHOWN:
-        rows.sort(key=lambda row: row["mean"])
-        rows = rows[: SHOWN // 2] + rows[-SHOWN // 2 :]
-    return pd.DataFrame(rows)
+    settings = cells.configurations(runs[runs["status"] == "done"])
+    by_setting = {name: pd.DataFrame([r["per_class_acc"] for r in rows["record"]]) for name, rows in settings.items()}
+    accuracy = pd.DataFrame({name: table.mean() for name, table in by_setting.items()})
+    if accuracy.empty:
+        return pd.DataFrame()
+    table, several = pd.DataFrame({"mean": accuracy.mean(axis=1)}), len(settings) > 1
+    for which, choose in (("best", "max"), ("worst", "min")):
+        table[which] = getattr(accuracy, f"idx{choose}")(axis=1) if several else ""
+        table[f"{which}_accuracy"] = getattr(accuracy, choose)(axis=1) if several else np.nan
+    if len(table) > SHOWN:
+        table = table.sort_values("mean", kind="stable")
+        table = pd.concat([table[: SHOWN // 2], table[-SHOWN // 2 :]])
+    return table.rename_axis("class").reset_index()
 
 
 def left_out(runs: pd.DataFrame) -> list[str]:
     """What the table and the figure of the classes do not show, where there are too many to show all."""
-    if (count := len(names(runs))) <= SHOWN:
+    if (classes := len(names(runs))) <= SHOWN:
         return []
     return [
-        f"Of {count} classes the table has the {SHOWN // 2} hardest and the {SHOWN // 2} easiest, the figure those in "
-        "the most frequent mistakes; each run's `result.json` has the accuracy of all."
+        f"Of {classes} classes the table has the {SHOWN // 2} hardest and the {SHOWN // 2} easiest, the figure those "
+        "in the most frequent mistakes; each run's `result.json` has the accuracy of all."
     ]
 
 
@@ -145,17 +140,13 @@ def calibration_of(chances: np.ndarray, labels: np.ndarray) -> tuple[float, floa
     return 100 * float(confidence.mean()), 100 * float(right.mean()), 100 * float(sum(gaps)) / len(labels)
 
 
-@styled
-def confusion(runs: pd.DataFrame, setting: str | None = None) -> Figure | None:
+def confusion(runs: pd.DataFrame) -> Figure | None:
     """What true classes (rows) are taken for (columns), in per cent of the row, over the seeds of the best setting.
 
     Of more than SHOWN classes those that are in the most frequent mistakes, about half of SHOWN.
     """
     found = outputs(runs)
-    if not found:
-        return None
-    setting = setting or best(found)
-    return confusion_of(found[setting], setting, names(runs))
+    return confusion_of(found[best(found)], best(found), names(runs)) if found else None
 
 
 @styled
@@ -187,7 +178,6 @@ def confusion_of(seeds: list[tuple[np.ndarray, np.ndarray]], name: str, classes:
     return described(figure, f"Confusion of {name} (n={len(seeds)}): {most}.")
 
 
-@styled
 def mistakes(runs: pd.DataFrame, data) -> Figure | None:
     """The test images that the best setting gets wrong with the highest probability, the mean over its seeds.
 
@@ -269,15 +259,18 @@ def reliability(runs: pd.DataFrame) -> Figure | None:
     figure = Figure((WIDTH, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color=GREY, linewidth=0.8, linestyle="--")
-    for seeds in found.values():
+    looks = zip(itertools.cycle("osD^v"), itertools.cycle(sns.color_palette("colorblind", 7)))
+    for (label, seeds), (marker, color) in zip(found.items(), looks, strict=False):
         chances, labels = (np.concatenate(parts) for parts in zip(*seeds, strict=True))
         confidence, right = chances.max(1), chances.argmax(1) == labels
         place = np.minimum((confidence * 10).astype(int), 9)
         least = max(1, min(50, len(labels) // 20))  # images; a point of fewer says nothing
         bins = [b for b in range(10) if (place == b).sum() >= least]
         points = [(100 * confidence[place == b].mean(), 100 * right[place == b].mean()) for b in bins]
-        axes.plot(*zip(*points, strict=True), color=BLUE, alpha=0.45, marker="o", markersize=3, linewidth=1)
+        axes.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=3.5, linewidth=1, label=label)
     axes.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100))
-    gap = (calibration(runs)["confidence"] - calibration(runs)["accuracy"]).mean()
+    figure.legend(loc="outside right upper")
+    table = calibration(runs)
+    gap = (table["confidence"] - table["accuracy"]).mean()
     text = f"on average {abs(gap):.1f} points {'more' if gap > 0 else 'less'} confident than right"
-    return described(figure, f"Accuracy by confidence of {len(found)} settings: {text}.")
+    return described(figure, f"Accuracy by confidence of {count(len(found), 'setting')}: {text}.")

@@ -14,8 +14,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from lib import records
 from lib import study as studies
+from lib.params import Params
 from lib.report import cells, published, stats, tables
-from lib.report.columns import signed
+from lib.report.columns import count, signed
 from lib.report.style import (
     BLUE,
     GREEN,
@@ -48,7 +49,7 @@ def workflow(study: Study, runs: pd.DataFrame) -> Figure:
     )
     params, shown = studies.PARAMS.relative_to(root), folder.relative_to(records.REPORTS.parent)
     named = ", ".join([*settings[:3], *(["…"] if len(settings) > 3 else [])])
-    asked = f"{_count(settings, 'setting')} × {_count(study.seeds, 'seed')}: {_count(study.runs, 'different run')}"
+    asked = f"{count(len(settings), 'setting')}, by seed: {count(len(study.runs), 'different run')}"
     stages = [
         (base.data[:12], [counts, *(f"digest {digest[:24]}" for digest in digests)]),
         ("Parameters", [f"{params}/studies/{study.name}.yaml", f"{params}/settings/: {named}"]),
@@ -85,16 +86,9 @@ def learning_rates(runs: pd.DataFrame) -> Figure | None:
             continue
         _curve(axes, mine, "watched", f"{row.lr:g}, {row.images} images, n={row.n}", color=color, marker=marker)
         told.append(f"{row.lr:g} ends at {row.ours:.1f} %")
-        hollow = {
-            "color": color,
-            "mfc": "white",
-            "linestyle": "--",
-            "linewidth": 0.9,
-            "marker": marker,
-            "markersize": 4,
-        }
         if cells.of_the_paper(runs):
-            axes.plot(*published.curve("sweep", row.lr), **hollow)
+            look = {"color": color, "mfc": "white", "linewidth": 0.9, "marker": marker, "markersize": 4}
+            axes.plot(*published.curve("sweep", row.lr), "--", **look)
     if not told:
         return None
     if cells.of_the_paper(runs):
@@ -125,7 +119,7 @@ def baseline(runs: pd.DataFrame) -> Figure | None:
         _curve(
             accuracy, curves, "test_acc", "test, watched every epoch: a leak", color=PURPLE, marker="^", linestyle="-."
         )
-    if (p["dim"], p["depth"]) == published.NETWORK and cells.of_the_paper(runs):
+    if _as_the_papers(p):
         hollow = {"color": ORANGE, "mfc": "white", "linestyle": ""}
         for run, marker in (("kernel-9", "D"), ("patch-1", "^")):
             accuracy.plot(*published.curve(run), label=f"the paper's {run} run, test", marker=marker, **hollow)
@@ -163,7 +157,8 @@ def curves(runs: pd.DataFrame) -> Figure | None:
             names["watched"] = "validation images"
         for (column, name), look in zip(names.items(), (PAPER, OURS), strict=True):
             _curve(axes, mine, column, name, **look | {"marker": ""})
-        for setting in sorted(set().union(*mine["settings"])) if _papers_budget(runs, mine["run"]) else ():
+        params = runs.loc[runs["run"].isin(mine["run"]), "params"].iloc[0]
+        for setting in sorted(set().union(*mine["settings"])) if _as_the_papers(params) else ():
             if (points := published.curve(setting))[0]:
                 dots: dict[str, Any] = {"color": GREEN, "mfc": "white", "linestyle": "", "markersize": 5, "marker": "D"}
                 axes.plot(*points, label="the paper's notebooks, test images", **dots)
@@ -185,13 +180,10 @@ def curves(runs: pd.DataFrame) -> Figure | None:
     return described(figure, f"Accuracy by epoch, at the end: {'; '.join(told)}.")
 
 
-def _papers_budget(runs: pd.DataFrame, names) -> bool:
-    """Whether these runs train the paper's network for the paper's epochs on (nearly) all images."""
-    params = runs.loc[runs["run"].isin(names), "params"].iloc[0]
-    if params["arch"] != "convmixer":  # others have no dim or depth
-        return False
-    budget = (params["dim"], params["depth"], params["epochs"], params["train_size"])
-    return budget == (*published.NETWORK, published.EPOCHS, 0)
+def _as_the_papers(params: dict) -> bool:
+    """Whether a run has the paper's network, its number of epochs and its images, all of them."""
+    theirs = Params().computed()
+    return all(params.get(name) == theirs[name] for name in ("arch", "dim", "depth", "epochs", "train_size", "dataset"))
 
 
 @styled
@@ -207,9 +199,7 @@ def both_ablations(runs: pd.DataFrame) -> Figure:
         below.set_xticks(range(len(names)), names)  # there is no room to say which have no result
         ours = [f"{what[0]}={row[what]:.0f} {row['ours']:.2f} %" for _, row in table.iterrows() if row["n"]]
         told.append(f"by {what} size, ours: {', '.join(ours) or 'no finished run'}")
-    grid[1, 0].set_ylabel("change from the first (points)")
-    for axes in grid[:, 1]:
-        axes.set_ylabel("")
+    grid[0, 1].set_ylabel("")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, columnspacing=1.2)
     theirs = "; with the paper's and the original's" if cells.of_the_paper(runs) else ""
     return described(figure, f"Test accuracy {'; '.join(told)}{theirs}.")
@@ -236,7 +226,11 @@ def speed(bench: dict | None) -> Figure | None:
         return None
     figure, panels = _new(5.4, rows=2, sharex=True)
     names = [f"k={row.kernel}\np={row.patch}" for row in table.itertuples()]
-    looks = {"native": ("native layers", OURS), "tuned": ("PyTorch, tuned", PAPER), "default": ("PyTorch", ORIGINAL)}
+    looks = {
+        "native": ("native layers", OURS),
+        "tuned": ("PyTorch's best", PAPER),
+        "default": ("PyTorch", ORIGINAL),
+    }
     for axes, unit in zip(panels, ("images", "mb"), strict=True):
         for which, (label, look) in looks.items():
             # No line: from one network to the next there is nothing in between.
@@ -253,7 +247,7 @@ def speed(bench: dict | None) -> Figure | None:
 @styled
 def gap(table: pd.DataFrame) -> Figure | None:
     """From the paper's accuracy at p=4 to the original's, a bar for each change: the table of lib/report/gap.py."""
-    if table["step"].isna().all():
+    if not table.loc[table["study"] != "", "n"].any():
         return None
     figure, (axes,) = _new(0.66 * len(table) + 0.5)
     told = []
@@ -266,9 +260,9 @@ def gap(table: pd.DataFrame) -> Figure | None:
         step = 0 if pd.isna(row.step) else row.step
         axes.barh(i, step, left=row.accuracy - step, height=0.34, color=GREEN if step >= 0 else ORANGE, alpha=0.8)
         axes.errorbar(row.accuracy, i, xerr=row.half, fmt="o", color=BLUE, capsize=4, markersize=5)
-        text = f"{row.accuracy:.2f}" + (f" ({signed(step)})" if step else "")
-        axes.annotate(text, (row.accuracy, i + 0.36), ha="center", va="center", fontsize=8)
-        told.append(f"{row.change}: {text} %")
+        change = f" ({signed(step)})" if step else ""
+        axes.annotate(f"{row.accuracy:.2f}{change}", (row.accuracy, i + 0.36), ha="center", va="center", fontsize=8)
+        told.append(f"{row.change}: {row.accuracy:.2f} %{change}")
     axes.set(ylim=(len(table) - 0.4, -0.6), yticks=[], xlabel="test accuracy at k=9, p=4 (%)")
     axes.use_sticky_edges = False
     axes.margins(x=0.12)  # half of a label stands outside its point
@@ -279,7 +273,6 @@ def _ablation(runs: pd.DataFrame, table: pd.DataFrame, what: str) -> Figure:
     """Above, accuracies as they are; below, each series as its change from one level, since they differ in height."""
     figure, (above, below) = _new(5.6, rows=2, sharex=True)
     names = _levels_and_changes(above, below, runs, table, what)
-    say_floor(above)
     figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2)
     ours = [f"{n} {row.ours:.2f} % (n={row.n})" if row.n else f"{n} {row.status}"
             for n, row in zip(names, table.itertuples(), strict=True)]  # fmt: skip
@@ -290,7 +283,10 @@ def _ablation(runs: pd.DataFrame, table: pd.DataFrame, what: str) -> Figure:
 
 
 def _levels_and_changes(above, below, runs: pd.DataFrame, table: pd.DataFrame, what: str) -> list[str]:
-    """Accuracies as they are on one axis, each series' change from the first size on the other; the sizes' names."""
+    """Accuracies as they are on one axis, each series' change from the first size that we have on the other.
+
+    Returns the sizes' names.
+    """
     found = table.index[table["n"] > 0]
     first = found[0] if len(found) else 0
     seeds = [cells.by_seed(runs, setting) for setting in table["setting"]]
@@ -307,6 +303,7 @@ def _levels_and_changes(above, below, runs: pd.DataFrame, table: pd.DataFrame, w
     below.set_xticks(table.index, [name + note for name, note in zip(names, empty, strict=True)])
     below.set(xlabel=f"{what} size", ylabel=f"change from {names[first]} (points)")
     above.set(ylabel="test accuracy (%)")
+    say_floor(above)
     return names
 
 
@@ -334,7 +331,3 @@ def _new(height: float, rows: int = 1, **how) -> tuple[Figure, list]:
     axes = figure.subplots(rows, 1, squeeze=False, **how)
     figure.align_ylabels()
     return figure, list(axes[:, 0])
-
-
-def _count(things, word: str) -> str:
-    return f"{len(things)} {word}" + ("" if len(things) == 1 else "s")

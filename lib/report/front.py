@@ -1,20 +1,41 @@
-"""What the front page over all studies shows beside the ledger of claims and the gap."""
+"""What the front page over all studies and the README show beside the ledger of claims and the gap."""
 
 import pandas as pd
 
 from lib import records
 from lib import study as studies
-from lib.report import cells, stats
+from lib.report import captions, cells, claims, gap, sentences, stats, tables
 from lib.report.claims import Evidence
 from lib.report.columns import Column, number, shows, timed, words
 
 COLUMNS = (
     words("study", "study", "short"), words("purpose", "what it is"), words("network", "network", "short"),
-    number("epochs", "epochs", "{}"), Column("runs", "runs", lambda row: f"{row['done']} of {row['runs']}"),
+    words("epochs", "epochs"), Column("runs", "runs", lambda row: f"{row['done']} of {row['runs']}"),
     number("baseline", "k=9, p=1 (%)", spread="baseline_half"),
     number("patch_4", "k=9, p=4 (%)", spread="patch_4_half"),
     number("hours", "hours", "{:.1f}"),
 )  # fmt: skip
+
+MAIN = ("laptop", "quick")  # the first of them that has a finished run of every setting is shown
+
+
+def main_study(evidence: Evidence) -> str | None:
+    """The study whose ablations stand for all: the first of MAIN that has a finished run of each of their settings."""
+    for name in MAIN:
+        runs = evidence.runs(name)
+        if all(table(runs)["n"].all() for table in (tables.kernel, tables.patch)):
+            return name
+    return None
+
+
+def found(evidence: Evidence) -> list[str]:
+    """The findings in a few sentences: the claims, the gap, both ablations."""
+    said = [*claims.tally(evidence), *gap.levels(evidence)]
+    if name := main_study(evidence):
+        for what in ("kernel", "patch"):
+            said += [f"{what.capitalize()} size in `{name}`: {text}"
+                     for text in sentences.ablation(evidence.runs(name), what)[:1]]  # fmt: skip
+    return said
 
 
 @timed
@@ -24,7 +45,6 @@ def overview(evidence: Evidence) -> pd.DataFrame:
     return _overview({name: evidence.runs(name) for name in studies.names()}).drop(columns="data", errors="ignore")
 
 
-@timed
 @shows(words("data", "images", "short"), *COLUMNS)
 def other_data() -> pd.DataFrame:
     """The same of studies of other images than CIFAR-10, which nothing else on the page is about."""
@@ -44,11 +64,19 @@ def _overview(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
         row = {
             "data": p.data, "study": f"[{name}]({name}/index.html)",
             "purpose": design.purpose.partition(". ")[0].rstrip(".") + ".",
-            "network": f"{p.dim}/{p.depth}", "epochs": p.epochs, "done": len(done), "runs": len(runs),
+            "network": f"{p.dim}/{p.depth}", "epochs": captions.either(done.loc[~cells.is_sweep(done), "epochs"]),
+            "done": len(done), "runs": len(runs),
             "hours": done["seconds"].sum() / 3600,
         }  # fmt: skip
-        for column, setting in (("baseline", cells.baseline_setting(runs)), ("patch_4", "patch-4")):
-            accuracy = stats.mean(list(cells.by_seed(runs, setting).values()))
+        for column, size in (("baseline", 1), ("patch_4", 4)):
+            accuracy = stats.mean(list(cells.by_seed(runs, _setting_of(done, size)).values()))
             row |= {column: accuracy.mean, f"{column}_half": accuracy.half}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _setting_of(done: pd.DataFrame, patch: int) -> str:
+    """The setting that has k=9 and this p among finished runs: an ablation's, or another one, cut short perhaps."""
+    fitting = done[(done["kernel"] == 9) & (done["patch"] == patch)]
+    names = [name for names in fitting["settings"] for name in names]
+    return min(names, key=lambda name: name.partition("-")[0] not in cells.PUBLISHED, default="")

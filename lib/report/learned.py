@@ -3,6 +3,7 @@
 The drawing functions take {label: arrays}, so a notebook can draw one network and the report one of each setting.
 """
 
+import contextlib
 import math
 
 import numpy as np
@@ -22,24 +23,22 @@ CHANNELS = 9  # depthwise kernels of a block that are shown, the largest first
 
 
 def networks(runs: pd.DataFrame, what: str) -> dict[str, dict]:
-    """The arrays of the first finished seed of each setting of an ablation, by label (k=3, p=2), with its record."""
+    """The arrays of the first finished seed of each setting of an ablation, by label (k=3, p=1), with its record."""
     found = {}
     for setting in cells.ablation(runs, what):
         rows = cells.of_setting(runs, setting)
         done = rows[rows["status"] == "done"]
         if len(done):
             record = done.iloc[0]["record"]
-            label = f"{what[0]}={cells.size(setting):.0f}"
-            try:
-                found[label] = {**records.read_arrays(record), "record": record}
-            except records.RecordError:  # a table of the page says what is wrong with it
-                continue
+            with contextlib.suppress(records.RecordError):  # a table of the page says what is wrong with it
+                found |= one(record, records.read_arrays(record))
     return found
 
 
 def one(record: dict, arrays: dict[str, np.ndarray]) -> dict[str, dict]:
-    """One run for the drawing functions: its record and its arrays, as records.read_arrays gives them."""
-    return {records.network_name(record): {**arrays, "record": record}}
+    """One run for the drawing functions, by k and p: its record and its arrays, as records.read_arrays gives them."""
+    name, _, sizes = records.network_name(record).partition(", ")
+    return {sizes or name: {**arrays, "record": record}}
 
 
 @styled
@@ -98,11 +97,11 @@ def receptive_fields(found: dict[str, dict]) -> Figure | None:
         field = arrays["receptive_field"]
         scale = SymLogNorm(linthresh=1e-3, vmin=0, vmax=1)
         axes.imshow(field / field.max(), cmap="viridis", norm=scale, interpolation="nearest")
-        side, theory = half_of(field), theoretical(arrays["record"]["params"])
-        middle = (IMAGE - 1) / 2
-        for width, color in ((min(theory, IMAGE - 0.5), "white"), (side, "#D55E00")):
-            corner = middle - width / 2, middle - width / 2
-            axes.add_patch(Rectangle(corner, width, width, fill=False, edgecolor=color, linewidth=1.2))
+        place, theory = middle(arrays["record"]["params"]), theoretical(arrays["record"]["params"])
+        side = half_of(field, place)
+        for width, color in ((theory, "white"), (side, "#D55E00")):
+            low, high = max(-0.3, place - width / 2), min(IMAGE - 0.7, place + width / 2)
+            axes.add_patch(Rectangle((low, low), high - low, high - low, fill=False, edgecolor=color, linewidth=1.2))
         axes.set_title(f"{label}: {side} of {theory} px", fontsize=9)
         told.append(f"{label}: half of the gradient within {side} pixels, {theory} in theory")
     return described(figure, f"Effective receptive fields. {'; '.join(told)}.")
@@ -111,20 +110,14 @@ def receptive_fields(found: dict[str, dict]) -> Figure | None:
 @shows(
     words("network", "network", "short"), number("theoretical", "could reach (px)", "{}"),
     number("half", "half of the gradient within (px)", "{}"), number("most", "95 % within (px)", "{}"),
-    number("outside", "gradient beyond 17 px (%)", "{:.1f}"),
 )  # fmt: skip
 def reach(found: dict[str, dict]) -> pd.DataFrame:
-    """How far a network could see, and how far it looks: sides of centred squares that hold shares of the gradient.
-
-    17 pixels are what k=3 reaches at p=1 and depth 8.
-    """
+    """How far a network could see, and how far it looks: sides of squares that hold shares of the gradient."""
     rows = []
     for label, arrays in found.items():
-        field = arrays["receptive_field"]
-        rows.append({
-            "network": label, "theoretical": theoretical(arrays["record"]["params"]), "half": half_of(field),
-            "most": half_of(field, 0.95), "outside": 100 * (1 - inside(field, 17)),
-        })  # fmt: skip
+        params, field = arrays["record"]["params"], arrays["receptive_field"]
+        half, most = (half_of(field, middle(params), share) for share in (0.5, 0.95))
+        rows.append({"network": label, "theoretical": theoretical(params), "half": half, "most": most})
     return pd.DataFrame(rows)
 
 
@@ -133,15 +126,21 @@ def theoretical(params: dict) -> int:
     return params["patch"] * (1 + params["depth"] * (params["kernel"] - 1))
 
 
-def inside(field: np.ndarray, side: int) -> float:
-    """The share of a field that lies in the centred square of `side` pixels."""
-    low = (IMAGE - side) // 2
-    return float(field[low : low + side, low : low + side].sum() / field.sum())
+def middle(params: dict) -> float:
+    """The row and column (pixels, from 0) on which the place that explore.receptive_field asks about is centred."""
+    patch = params["patch"]
+    return patch * (IMAGE // patch // 2) + (patch - 1) / 2
 
 
-def half_of(field: np.ndarray, share: float = 0.5) -> int:
-    """The side (pixels) of the smallest centred square that holds this share of a field."""
-    return next(side for side in range(1, IMAGE + 1) if inside(field, side) >= share or side == IMAGE)
+def inside(field: np.ndarray, side: int, place: float) -> float:
+    """The share of a field that lies in the square of `side` pixels around (place, place); cut pixels count in part."""
+    weights = np.clip(side / 2 + 0.5 - np.abs(np.arange(IMAGE) - place), 0, 1)
+    return float(weights @ field @ weights / field.sum())
+
+
+def half_of(field: np.ndarray, place: float, share: float = 0.5) -> int:
+    """The side (pixels) of the smallest such square that holds this share of a field."""
+    return next(side for side in range(1, 2 * IMAGE + 1) if inside(field, side, place) >= min(share, 1 - 1e-6))
 
 
 def mosaic(tiles: np.ndarray, columns: int, fill: float = 1.0) -> np.ndarray:
@@ -153,13 +152,3 @@ def mosaic(tiles: np.ndarray, columns: int, fill: float = 1.0) -> np.ndarray:
         top, left = i // columns * (size + gap), i % columns * (size + gap)
         sheet[top : top + size, left : left + size] = tile
     return sheet
-
-
-def outline(found: dict[str, dict]) -> list[str]:
-    """How far the smallest and the largest kernel look, against how far they could."""
-    rows = reach(found).to_dict("records")
-    said = [
-        f"for {row['network']} half of it lies within {row['half']} of {row['theoretical']} pixels that it could reach"
-        for row in (rows[0], rows[-1])
-    ] if len(rows) > 1 else []  # fmt: skip
-    return [f"Of the gradient of the middle place's features, {' and '.join(said)} (one network each)."] if said else []

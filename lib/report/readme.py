@@ -5,27 +5,25 @@ import sys
 import pandas as pd
 
 from lib import records
-from lib import study as studies
 from lib.files import write_bytes
-from lib.report import cells, claims, gap, published, sentences, tables
+from lib.report import claims, front, published, sentences, tables
 from lib.report.columns import interval
 from lib.report.figures import both_ablations
 from lib.study import ROOT
 
-MAIN = ("laptop", "quick")  # the first whose ablations have a finished run of every setting is shown
 README = ROOT / "README.md"
 START, END = "<!-- results: written by `python -m lib.report.readme` -->", "<!-- end of results -->"
 
 
 def block() -> str:
     """The main figure, ours against theirs as a table, then what was found and how fast training is, as Markdown."""
-    runs = {name: records.load(studies.load(name)) for name in ("paper", *MAIN)}
-    runs = {name: table for name, table in runs.items() if cells.of_the_paper(table)}
-    cells_of = {name: pd.concat([tables.kernel(table), tables.patch(table)]) for name, table in runs.items()}
-    main = next((name for name in MAIN if name in runs and cells_of[name]["n"].all()), None)
+    evidence = claims.Evidence()
+    main = front.main_study(evidence)
     if main is None:
         return "No study is finished yet: `make report` trains one."
-    cells_of = {name: table for name, table in cells_of.items() if name in ("paper", main) and table["n"].any()}
+    runs = {name: evidence.runs(name) for name in ("paper", main)}
+    cells_of = {name: pd.concat([tables.kernel(table), tables.patch(table)]) for name, table in runs.items()}
+    cells_of = {name: table for name, table in cells_of.items() if table["n"].any()}
     head = ["setting", *(f"ours, `{name}` (%)" for name in cells_of), "the paper (%)", "the original (%)"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for kernel, patch in published.PARAMETERS:
@@ -33,11 +31,8 @@ def block() -> str:
         theirs = " / ".join(f"{figure:.2f}" for figure in published.all_printed(kernel, patch))
         original = published.original(kernel, patch).accuracy
         lines.append(f"| {' | '.join([f'k={kernel}, p={patch}', *ours, theirs, f'{original:.2f}'])} |")
-    study = studies.load(main)
     picture = f"![{both_ablations(runs[main]).get_label()}](reports/published/{main}/figures/both-ablations.png)"
-    evidence = claims.Evidence()
-    said = [*gap.levels(evidence), *claims.tally(evidence)]
-    said += [f"`{main}`: {study.purpose}", *sentences.short(study, runs[main])]
+    said = [*front.found(evidence), *(f"In `{main}` {text}" for text in sentences.compute(runs[main])[:1])]
     said += [line for bench in records.benches()[:1] for line in sentences.speed(bench)[:1]]
     return "\n".join([picture, "", *lines, "", *(f"- {line}" for line in said)])
 

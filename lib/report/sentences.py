@@ -5,6 +5,8 @@ number says its n, and each direction comes with its uncertainty.
 """
 
 import os
+import statistics
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ import pandas as pd
 from lib import records
 from lib.params import DATASETS, SHAPE, TRAIN_IMAGES, Params
 from lib.report import captions, cells, published, stats, tables
-from lib.report.columns import interval, signed
+from lib.report.columns import count, interval, signed
 from lib.study import ROOT, Study, base_params
 
 # What else of a run is not its recipe.
@@ -42,8 +44,6 @@ ELSEWHERE = (
 def origin(study: Study, runs: pd.DataFrame) -> tuple[str, dict[str, str]]:
     """What a page is about, with links, and where it comes from: dates, commits, machines, licence, how to cite."""
     done = runs.loc[runs["status"] == "done", "record"]
-    here = records.study_folder(study.name)
-    link = {name: os.path.relpath(ROOT / name, here) for name in ("README.md", "CITATION.cff", "LICENSE")}
     facts = {"study": f"`{study.name}`: {study.purpose}"}
     if study.base.dataset != "cifar10":
         facts["images"] = data(study, runs)
@@ -52,13 +52,22 @@ def origin(study: Study, runs: pd.DataFrame) -> tuple[str, dict[str, str]]:
         facts["runs"] = f"{len(done)} of {len(runs)}, finished {' to '.join(dict.fromkeys((days[0], days[-1])))}"
         facts["commit"] = ", ".join(sorted({f"`{str(r['environment'].get('commit'))[:12]}`" for r in done}))
         facts["machine"] = " and ".join(captions.machines(done))
-    if (records.REPORTS / "play.html").exists():
-        facts["try it"] = f"[a network in your browser]({os.path.relpath(records.REPORTS / 'play.html', here)})"
-    facts["source"] = (
-        f"[README]({link['README.md']}), [how to cite]({link['CITATION.cff']}), [MIT licence]({link['LICENSE']})"
-    )
-    of_the_paper = study.base.dataset == "cifar10"
-    return ORIGIN if of_the_paper else ELSEWHERE.format(data=study.base.data), facts
+    about = ORIGIN if study.base.dataset == "cifar10" else ELSEWHERE.format(data=study.base.data)
+    return about, facts | links(records.study_folder(study.name))
+
+
+def links(here: Path) -> dict[str, str]:
+    """From a page in the folder `here` to the other pages that there are, the README, the licence and how to cite."""
+
+    def link(text: str, path: Path) -> str:
+        return f"[{text}]({os.path.relpath(path, here)})"
+
+    front, play = records.REPORTS / "index.html", records.REPORTS / "play.html"
+    pages = [link("all studies", front)] if here != records.REPORTS and front.exists() else []
+    pages += [link("a network in your browser", play)] if play.exists() else []
+    files = {"README": "README.md", "how to cite": "CITATION.cff", "MIT licence": "LICENSE"}
+    source = ", ".join(link(text, ROOT / name) for text, name in files.items())
+    return {**({"see also": ", ".join(pages)} if pages else {}), "source": source}
 
 
 def data(study: Study, runs: pd.DataFrame) -> str:
@@ -102,28 +111,43 @@ def progress(study: Study, runs: pd.DataFrame) -> list[str]:
     if done.empty and (left["status"] == "missing").all():
         return [
             f"No run of `{study.name}` has been trained yet, so there is nothing to show but what others "
-            f"published. {command} trains its {_count(len(runs), 'run')}, `make report STUDY={study.name}` does that "
+            f"published. {command} trains its {count(len(runs), 'run')}, `make report STUDY={study.name}` does that "
             "and builds this page again."
         ]
     counts = ", ".join(f"{n} {word}" for word, n in left["status"].value_counts(sort=False).items())
-    return [
-        f"{len(done)} of {_count(len(runs), 'run')} of `{study.name}` are finished, {counts}; the table of "
-        f"all runs says why. {command} goes on with them."
-    ]
+    why = "; the table of all runs says why" if left["reason"].any() else ""
+    of = f"{len(done)} of {count(len(runs), 'run')} of `{study.name}` {'is' if len(done) == 1 else 'are'} finished"
+    return [f"{of}, {counts}{why}; {command} goes on."]
 
 
 def budget(study: Study) -> list[str]:
     """The network, the training and the choice of the weights that the study's runs share."""
     p = study.base
+    rate = f"a constant learning rate of {p.lr:g}" if p.schedule == "constant" else (
+        f"a {p.schedule} schedule with peak learning rate {p.lr:g}"
+    )  # fmt: skip
     images = f"{p.train_images:,} images" if p.train_images else "all training images that are not held out,"
     return [
-        f"Apart from what a setting varies, a run trains ConvMixer-{p.dim}/{p.depth} for "
-        f"{_count(p.epochs, 'epoch')} on {images} in batches of {p.batch_size}, with AdamW, a {p.schedule} "
-        f"schedule with peak learning rate {p.lr:g} and weight decay {p.weight_decay:g}.",
+        f"Apart from what a setting varies, a run trains {' or '.join(networks(study))} for "
+        f"{count(p.epochs, 'epoch')} on {images} in batches of {p.batch_size}, with AdamW, {rate} and weight decay "
+        f"{p.weight_decay:g}.",
         f"{p.val_size:,} training images are held out for validation." if p.val_size else "No image is held out.",
         CHOICE[p.select],
-        f"Each setting is trained with {_count(len(study.seeds), 'seed')}.",
+        f"{seeds(study)}.",
     ]
+
+
+def networks(study: Study) -> list[str]:
+    """What the networks of a study are called, without kernel and patch size: ConvMixer-128/4, for example."""
+    return list(dict.fromkeys(run.params.network.partition(",")[0] for run in study.runs))
+
+
+def seeds(study: Study) -> str:
+    """With how many seeds the settings are trained: each with three, or each with one and some with more."""
+    counts = {name: len(study.runs_of(name)) for run in study.runs for name in run.settings}
+    usual = statistics.mode(counts.values())
+    others = [f"{name} with {n}" for name, n in counts.items() if n != usual]
+    return ", ".join([f"Each setting is trained with {count(usual, 'seed')}", *others])
 
 
 def comparable(study: Study) -> list[str]:
@@ -137,10 +161,10 @@ def comparable(study: Study) -> list[str]:
         ("the original", published.ORIGINAL_EPOCHS, base_params("original")),
     ):
         differ = []
-        if (p.dim, p.depth) != published.NETWORK:
-            differ.append(f"ConvMixer-{p.dim}/{p.depth} instead of {'/'.join(map(str, published.NETWORK))}")
+        if (theirs_ := Params().network.partition(",")[0]) not in networks(study):
+            differ.append(f"{' or '.join(networks(study))} instead of {theirs_}")
         if p.epochs != epochs:
-            differ.append(f"{_count(p.epochs, 'epoch')} instead of {epochs}")
+            differ.append(f"{count(p.epochs, 'epoch')} instead of {epochs}")
         if p.train_size:
             differ.append(f"{p.train_size:,} training images instead of all")
         if any(value != getattr(theirs, name) for name, value in p.computed().items() if name not in (*SHAPE, *BUDGET)):
@@ -174,13 +198,14 @@ def learning_rate(study: Study, runs: pd.DataFrame) -> list[str]:
     ]
     if not cells.of_the_paper(runs):
         agree, beside = "", []
-    used = "use that rate" if np.isclose(best["lr"], study.base.lr) else f"use {study.base.lr:g} instead"
+    rates = _rates(runs)
+    used = "that rate" if rates == [f"{best['lr']:g}"] else " or ".join(rates)
     lead = best["ours"] - second["ours"]
     seeds = _doubt(min(best["n"], second["n"]), lead)
     return [
         f"Of {len(table)} learning rates, {best['lr']:g} ends highest{agree}: {best['ours']:.2f} % on the "
         f"{best['images']} images (n={best['n']}), {lead:.2f} points above {second['lr']:g}.{seeds}",
-        f"The other runs here {used}.",
+        *([f"The other runs here use {used}."] if rates else []),
         *beside,
     ]
 
@@ -205,9 +230,10 @@ def baseline(runs: pd.DataFrame) -> list[str]:
     if "val_acc" in curve and curve["val_acc"].notna().all() and len(curve) > 1:
         tail = max(1, len(curve) // 5)
         late, gap = curve["val_acc"].iloc[-1] - curve["val_acc"].iloc[-1 - tail], curve["train_acc"] - curve["val_acc"]
+        when = "In the last epoch" if tail == 1 else f"Over the last {tail} of {len(curve)} epochs"
         said.append(
-            f"Over the last {_count(tail, 'epoch')} of {len(curve)} validation accuracy changed by {signed(late)} "
-            f"points; at the end it was {_versus(-gap.iloc[-1])} that of training images without augmentation."
+            f"{when} validation accuracy changed by {signed(late)} points; at the end it was "
+            f"{_versus(-gap.iloc[-1])} that of training images without augmentation."
         )
     return said
 
@@ -236,9 +262,8 @@ def ablation(runs: pd.DataFrame, what: str) -> list[str]:
     expected = "rises with the kernel" if sign > 0 else "falls as patches grow"
     found = "; ".join(_step(row) for row in steps.itertuples())
     gap = "" if len(steps) == len(table) - 1 else ", other steps have no runs to compare"
-    said = (
-        f"{found} points (n={steps['n'].min()}{gap}). Predicted is that accuracy {expected}: {_resolved(steps, sign)}."
-    )
+    n = "n=" + " to ".join(map(str, dict.fromkeys((steps["n"].min(), steps["n"].max()))))
+    said = f"{found} points ({n}{gap}). The paper predicts that accuracy {expected}: {_resolved(steps, sign)}."
     return [said, *_certainty(runs, ours, steps, sign), *_largest(steps, len(table) - 1, sign)]
 
 
@@ -266,16 +291,18 @@ def _certainty(runs: pd.DataFrame, ours: pd.DataFrame, steps: pd.DataFrame, sign
         return ["The settings share no seed, so their order is not tested."]
     trend = stats.trend(sign * np.array([[values[seed] for values in seeds] for seed in common]))
     said = []
+    alone, tested = steps[steps["n"] == 1], steps[steps["images_p"].notna()]
+    if len(alone):
+        said.append(f"With one seed, seed noise is not ruled out for {', '.join(alone['step'])}.")
+    if len(tested):
+        apart = tested[stats.holm(tested["images_p"]) < 0.05]
+        named = f" ({', '.join(apart['step'])})" if len(apart) else ""
+        said.append(
+            f"The two networks of a step differ on these test images by more than chance (McNemar, p < 0.05 after "
+            f"Holm) in {len(apart)} of {count(len(tested), 'step')}{named}; that holds for these networks, not for the "
+            "next seed's."
+        )
     if trend.n == 1:
-        said.append("With one seed, seed noise is not ruled out for any step.")
-        apart = steps[stats.holm(steps["images_p"]) < 0.05]
-        if steps["images_p"].notna().any():
-            named = f"({', '.join(apart['step'])})" if len(apart) else ""
-            said.append(
-                f"The two networks of a step differ on these test images by more than chance (McNemar, p < 0.05 after "
-                f"Holm) in {len(apart)} of {_count(len(steps), 'step')} {named}".rstrip()
-                + "; that holds for these networks, not for the next seed's."
-            )
         return said
     if trend.levels >= 3:
         said.append(
@@ -311,7 +338,7 @@ def comparison(runs: pd.DataFrame) -> list[str]:
     if table.empty:
         return []
     said = [
-        f"Over {_count(len(table), 'configuration')} the mean difference to the paper is "
+        f"Over {count(len(table), 'configuration')} the mean difference to the paper is "
         f"{signed(table['ours_minus_paper'].mean())} points, to the original "
         f"{signed(table['ours_minus_original'].mean())}."
     ]
@@ -326,12 +353,21 @@ def comparison(runs: pd.DataFrame) -> list[str]:
 
 
 def others(runs: pd.DataFrame) -> list[str]:
-    """Each finished setting that is in no table of the paper, beside what was published for its k and p."""
-    said = []
+    """Each finished setting that is in no table of the paper, beside what was published for its k and p.
+
+    Of one that is tried in several variants the one that is best in validation.
+    """
+    said, tried = [], {}
     for row in tables.others(runs).to_dict("records"):
-        beside = f"; published elsewhere for its k and p: {row['published']}" if row["published"] else ""
-        if row["n"]:
-            said.append(f"`{row['setting']}` reaches {_value(row)}{beside}.")
+        name, _, changes = row["setting"].partition(" ")
+        if row["n"] and changes:
+            tried.setdefault(name, []).append((row["validation"], changes, row["n"]))
+        elif row["n"]:
+            beside = f"; published elsewhere for its k and p: {row['published']}" if row["published"] else ""
+            said.append(f"`{name}` reaches {_value(row)}{beside}.")
+    for name, ways in tried.items():
+        accuracy, changes, n = max(ways)
+        said.append(f"`{name}`: of {len(ways)} variants {changes} is best in validation, {accuracy:.2f} % (n={n}).")
     return said
 
 
@@ -372,8 +408,11 @@ def compute(runs: pd.DataFrame) -> list[str]:
     if done.empty:
         return []
     machines = captions.machines(done["record"])
-    hours = done["seconds"].sum() / 3600
-    said = [f"{_count(len(done), 'run')} took {_hours(hours)} in all, on {' and '.join(machines)}."]
+    said = [
+        f"{count(len(done), 'run')} took {records.span(done['seconds'].sum())} in all, on {' and '.join(machines)}."
+    ]
+    if len(machines) > 1:
+        return [*said, "Times of different machines stand side by side here: they cannot be compared."]
     speed = tables.compute_by_setting(runs).dropna(subset=["images_per_second"]).set_index("setting")
     for what, ends in (("kernel", "k"), ("patch", "p")):
         names = [name for name in cells.ablation(runs, what) if name in speed.index]
@@ -384,8 +423,7 @@ def compute(runs: pd.DataFrame) -> list[str]:
                 f"{ends}={high[what]:.0f} trains {high['images_per_second']:,.0f} images a second, {_times(ratio)} "
                 f"as many as {ends}={low[what]:.0f}."
             )
-    if len(machines) > 1:
-        said.append("Times of different machines stand side by side here: they cannot be compared.")
+    said.append("Runs may have shared their machine with others; `make bench` is what compares speeds.")
     return said
 
 
@@ -397,10 +435,10 @@ def speed(bench: dict | None) -> list[str]:
     table = table[table["over_default"].notna() & table["over_tuned"].notna()] if len(table) else table
     if table.empty:
         return []
-    tuned = ", ".join(f"`{name}`" for name in dict.fromkeys(table["tuned"]))
+    tuned = " or ".join(f"`{name}`" for name in dict.fromkeys(table["tuned"]))
     said = [
         f"On {records.machine_name(bench)} whole training steps of "
-        f"{_count(len(table), 'network')} ran {_factors(table['over_default'])} times as fast as with PyTorch's "
+        f"{count(len(table), 'network')} ran {_factors(table['over_default'])} times as fast as with PyTorch's "
         f"defaults, and {_factors(table['over_tuned'])} times as fast as with the fastest of PyTorch's own options "
         f"there ({tuned}).",
     ]
@@ -412,26 +450,12 @@ def speed(bench: dict | None) -> list[str]:
         )
     if feeding := bench.get("feeding"):
         rates = " and ".join(f"{rate:,} images a second with {workers} workers" for workers, rate in feeding.items())
-        said.append(f"The paper's augmentation and the loading deliver {rates}: what a GPU beside it can train.")
+        said.append(f"The paper's augmentation and the loading deliver {rates}: the most that a GPU could be fed.")
     return said
 
 
 def _factors(ratios: pd.Series) -> str:
     return f"{ratios.min():.1f} to {ratios.max():.1f}" if len(ratios) > 1 else f"{ratios.iloc[0]:.1f}"
-
-
-def provenance(runs: pd.DataFrame) -> list[str]:
-    """Whether all records come from one commit, unchanged, and one set of data."""
-    done = runs.loc[runs["status"] == "done", "record"]
-    if done.empty:
-        return []
-    commits = sorted({str(record["environment"].get("commit"))[:12] for record in done})
-    dirty = sum(bool(record["environment"].get("dirty")) for record in done)
-    one = "one commit" if len(commits) == 1 else f"{len(commits)} commits"
-    said = [f"The records come from {one} ({', '.join(f'`{commit}`' for commit in commits)})."]
-    if dirty:
-        said.append(f"{dirty} of {len(done)} were made with uncommitted changes, which the commit does not hold.")
-    return said
 
 
 def limits(study: Study, runs: pd.DataFrame) -> list[str]:
@@ -459,27 +483,20 @@ def limits(study: Study, runs: pd.DataFrame) -> list[str]:
             f"Seeds: every finished setting has at least {n}. An interval over so few assumes that seeds vary "
             f"normally; the smallest p of a sign-flip test over {n} seeds is {2.0 ** (1 - n):.2g}."
         )
-    if len(done) < len(runs):
-        said.append(f"Runs: {len(done)} of {len(runs)} are finished; the others are not in these numbers.")
     if of_the_paper and study.base.epochs < published.ORIGINAL_EPOCHS:
         said.append(
-            f"Budget: {_count(study.base.epochs, 'epoch')} against the original's {published.ORIGINAL_EPOCHS}. A "
+            f"Budget: {count(study.base.epochs, 'epoch')} against the original's {published.ORIGINAL_EPOCHS}. A "
             "setting that learns slowly is at a disadvantage here that a longer training may remove."
         )
-    said.append(
-        "Data and tuning: one data set, one family of networks, and one recipe for every setting; a setting that would "
-        "prefer another learning rate is not given it."
-    )
-    if study.base.select == "best_test":
-        said.append("Selection: the epoch is chosen on the test set, so every accuracy is biased upwards.")
+    families = "one family of networks" if len(networks(study)) == 1 else "few families of networks"
+    tuning = "; a setting that would prefer another learning rate is not given it"
+    if len(rates := _rates(runs)) > 1:
+        tuning = f" but the learning rate, which is {' or '.join(rates)}"
+    said.append(f"Data and tuning: one data set, {families}, and one recipe for every setting{tuning}.")
     return said
 
 
 # Wording
-
-
-def _count(n: int, word: str) -> str:
-    return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
 
 
 def _value(row) -> str:
@@ -488,6 +505,11 @@ def _value(row) -> str:
 
 def _versus(difference: float) -> str:
     return f"{abs(difference):.2f} points {'below' if difference < 0 else 'above'}"
+
+
+def _rates(runs: pd.DataFrame) -> list[str]:
+    """The learning rates of the runs that are not of the sweep, the usual one first."""
+    return [f"{lr:g}" for lr in runs.loc[~cells.is_sweep(runs), "lr"].value_counts().index]
 
 
 def _times(ratio: float) -> str:
@@ -501,10 +523,6 @@ def _range(values) -> str:
 
 def _p(p: float) -> str:
     return f"= {p:.2g}" if p >= 1e-4 else "< 0.0001"
-
-
-def _hours(hours: float) -> str:
-    return f"{hours * 60:.1f} minutes" if hours < 2 else f"{hours:.1f} hours"
 
 
 def _doubt(n: int, gap: float) -> str:

@@ -43,19 +43,10 @@ class Trend(typing.NamedTuple):
     smallest_p: float
 
 
-class McNemar(typing.NamedTuple):
-    """How many images only the first and only the second network gets right, and the exact two-sided p."""
-
-    n: int
-    only_first: int
-    only_second: int
-    p: float
-
-
 def mean(values) -> Mean:
     """Mean of `values` (n,) and half of its 95 % Student interval.
 
-    It covers a new mean over as many seeds only as far as seeds vary normally. A bootstrap of 5 values is too
+    It covers the mean over all seeds in 95 % of studies, as far as seeds vary normally. A bootstrap of 5 values is too
     narrow (its 95 % interval covers some 83 %: tests/test_stats.py), so it is not used for so few.
     """
     values = _finite(values)
@@ -70,8 +61,8 @@ def paired(first: dict, second: dict) -> Paired:
     """`second - first` over the seeds that both have; each is {seed: accuracy}.
 
     Common seeds share the split, so what a seed does to both cancels. The p is that of flipping the sign of each
-    difference, exact: it asks whether the differences lie around zero. It cannot be below 2 / 2**n, so fewer than 6
-    seeds never reach 0.05; with one seed there is no p and no interval.
+    difference, exact for up to 13 seeds: it asks whether the differences lie around zero. It cannot be below
+    2 / 2**n, so fewer than 6 seeds never reach 0.05; with one seed there is no p and no interval.
     """
     differences = _finite([second[seed] - first[seed] for seed in sorted(set(first) & set(second))])
     n, average, half = mean(differences)
@@ -126,8 +117,8 @@ def binomial_error(accuracy: float, images: int) -> float:
     return 100 * math.sqrt(share * (1 - share) / images)
 
 
-def mcnemar(first, second, labels) -> McNemar:
-    """The exact McNemar test of two networks' predictions against `labels`, each (n,).
+def mcnemar(first, second, labels) -> float:
+    """The two-sided p of the exact McNemar test of two networks' predictions against `labels`, each (n,).
 
     It compares these two trained networks on images of this kind; it cannot say that the same two settings trained
     with other seeds would differ.
@@ -138,8 +129,7 @@ def mcnemar(first, second, labels) -> McNemar:
     right, also = first == labels, second == labels
     only_first, only_second = int(np.sum(right & ~also)), int(np.sum(also & ~right))
     discordant = only_first + only_second
-    p = scipy.stats.binomtest(only_first, discordant).pvalue if discordant else 1.0
-    return McNemar(len(labels), only_first, only_second, float(p))
+    return float(scipy.stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
 
 
 def same_order(ours, theirs) -> tuple[int, int]:

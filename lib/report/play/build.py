@@ -7,8 +7,11 @@ same records, weights and images give the same bytes.
 
 import base64
 import json
+import os
 import re
 import sys
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +19,13 @@ import numpy as np
 from lib import files, records
 from lib.params import Params, UserError
 from lib.records import CLASSES, MEAN, STD
+from lib.report.front import MAIN
 from lib.study import ROOT, shown
 
 HERE = Path(__file__).parent
 PAGE = "play.html"
 SCRIPTS = ("convmixer.js", "picture.js", "page.js")
-PREFERRED = ("laptop", "quick")  # studies whose networks come first; then the others by name
+DATA = ROOT / Path(os.environ.get("CONVMIXER_DATA") or "data").expanduser() / "cifar-10.npz"
 LIMIT = 3_000_000  # bytes of the page
 NORM = ("weight", "bias", "running_mean", "running_var")  # of a BatchNorm
 
@@ -75,7 +79,7 @@ def candidates(found: list[tuple[Path, dict]]) -> list[tuple[Path, dict]]:
         p = Params.of(**record["params"])
         if p.arch != "convmixer" or p.dataset != "cifar10":
             continue
-        place = PREFERRED.index(p.study) if p.study in PREFERRED else len(PREFERRED)
+        place = MAIN.index(p.study) if p.study in MAIN else len(MAIN)
         key = (place, p.study, p.patch, p.kernel)
         if key not in best or records.val_acc(record) > records.val_acc(best[key][1]):
             best[key] = folder, record
@@ -139,13 +143,13 @@ def chooser(networks: list[dict], reports: Path) -> str:
     return "\n".join(groups)
 
 
-def test_images(data: Path = ROOT / "data" / "cifar-10.npz") -> np.ndarray:
+def test_images(data: Path = DATA) -> np.ndarray:
     """The first test image of each class, (10, 32, 32, 3), uint8; UserError if CIFAR-10 is not on the disk."""
     try:
         with np.load(data, allow_pickle=False) as arrays:
             images, labels = arrays["test_images"], arrays["test_labels"]
-    except FileNotFoundError:
-        raise UserError(f"{data}: not there, `make data` fetches it") from None
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{data}: not readable ({error}), `make data` fetches it") from None
     return images[[int(np.argmax(labels == number)) for number in range(len(CLASSES))]]
 
 
