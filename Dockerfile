@@ -2,7 +2,7 @@
 #     docker build -t convmixer .
 #     docker run --rm -v convmixer:/home/reader/convmixer convmixer [make report STUDY=quick]
 # The packages are in the image; CIFAR-10, records and pages stay in the volume.
-FROM python:3.12-slim-bookworm
+FROM python:3.11-slim-bookworm
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc git libc6-dev make \
     && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home reader \
