@@ -263,7 +263,8 @@ def ablation(runs: pd.DataFrame, what: str) -> list[str]:
     found = "; ".join(_step(row) for row in steps.itertuples())
     gap = "" if len(steps) == len(table) - 1 else ", other steps have no runs to compare"
     n = "n=" + " to ".join(map(str, dict.fromkeys((steps["n"].min(), steps["n"].max()))))
-    said = f"{found} points ({n}{gap}). The paper predicts that accuracy {expected}: {_resolved(steps, sign)}."
+    who = "The paper predicts" if cells.of_the_paper(runs) else "Expected is"
+    said = f"{found} points ({n}{gap}). {who} that accuracy {expected}: {_resolved(steps, sign)}."
     return [said, *_certainty(runs, ours, steps, sign), *_largest(steps, len(table) - 1, sign)]
 
 
