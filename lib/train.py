@@ -165,9 +165,15 @@ def evaluate(
     """
     device = next(model.parameters()).device
     model.eval()
-    batches = loader.plain_batches(images, p.test_batch_size, normal)
-    logits = torch.cat([forward(batch.to(device, non_blocking=True)) for batch in batches]).cpu()
+    logits, done = torch.empty(0), 0
+    for batch in loader.plain_batches(images, p.test_batch_size, normal):
+        part = forward(batch.to(device, non_blocking=True))
+        if not done:  # one place for all: small tensors that stay would lie scattered among the freed activations
+            logits = part.new_empty(len(images), part.shape[1])
+        logits[done : done + len(part)] = part
+        done += len(part)
     model.train()
+    logits = logits.cpu()
     loss = F.cross_entropy(logits.double(), torch.from_numpy(labels.astype(np.int64)))
     rounded = logits.half().numpy()
     return {"loss": float(loss), "acc": records.accuracy(rounded, labels), "logits": rounded}

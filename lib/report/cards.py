@@ -145,7 +145,7 @@ def main() -> int:
     """Writes the published runs' cards; the exit status, 1 and a line on stderr for a record that cannot be used."""
     try:
         print(f"{len(write(records.PUBLISHED))} model cards")
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"cards: {error}", file=sys.stderr)
         return 1
     return 0

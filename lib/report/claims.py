@@ -356,8 +356,8 @@ CLAIMS = (
 
 
 @shows(
-    words("claim", "the paper's claim"), words("where", "where", "short"), words("rule", "what decides"),
-    words("found", "found"), verdict("verdict", "verdict"),
+    words("claim", "the paper's claim"), verdict("verdict", "verdict"), words("found", "found"),
+    words("rule", "what decides"), words("where", "where", "short"),
 )  # fmt: skip
 def ledger(evidence: Evidence) -> pd.DataFrame:
     """Every claim with its rule, the figures and the verdict."""

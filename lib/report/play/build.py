@@ -32,13 +32,14 @@ NORM = ("weight", "bias", "running_mean", "running_var")  # of a BatchNorm
 
 def main() -> int:
     """Writes the page; the exit status, 1 and a line on stderr if something that it needs is not there."""
+    path = records.PUBLISHED / PAGE
     try:
         page = build(records.PUBLISHED, test_images())
-    except UserError as error:
+        content = page.encode()
+        files.write_bytes(path, content)
+    except (UserError, OSError) as error:
         print(f"play: {error}", file=sys.stderr)
         return 1
-    path, content = records.PUBLISHED / PAGE, page.encode()
-    files.write_bytes(path, content)
     print(f"{shown(path)}: {page.count('data-run')} networks, {len(content) / 1e6:.2f} MB")
     return 0
 
