@@ -36,8 +36,7 @@ def points(runs: pd.DataFrame) -> pd.DataFrame:
     """A row for each configuration with finished runs: setting, accuracy with half its interval (%), n, each of COSTS.
 
     Costs are means over seeds, of memory the least, since a process may take more than it needs; MACs in millions. A
-    measured cost is NaN throughout if not all runs were on one
-    machine: then it cannot be compared.
+    measured cost is NaN throughout if not all runs were on one machine: then it cannot be compared.
     """
     rows, done = [], runs[runs["status"] == "done"]
     for setting, group in cells.configurations(done).items():
