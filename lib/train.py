@@ -47,6 +47,7 @@ class Trained:
     native: bool | str  # True, or why the native layers were not used
     dtype: str  # see `kinds`
     products: str | None  # what multiplies bfloat16 in the native layers, None where nothing does
+    tf32: bool  # whether a GPU rounds what it multiplies in float32 convolutions to 10 bits
 
     @property
     def selected_epoch(self) -> int:
@@ -76,12 +77,18 @@ def pick_device(name: str) -> torch.device:
         name = machine.best_device()
     if fault := machine.device_fault(name):
         raise TrainingError(f"device={name}: {fault}, give device=cpu or auto")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # also for the thread that pins memory
+    return device
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether PyTorch has bfloat16 convolutions for `device`; on other processors its fallback is 10 to 30 times slower
-    than float32."""
+    """Whether PyTorch has fast bfloat16 convolutions for `device`; elsewhere its fallback is 10 to 30 times slower than
+    float32."""
+    if device.type == "cuda":  # one before Ampere only emulates it
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return True
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -105,6 +112,8 @@ def build(
         native = "compile=True"
     else:
         native = layers.accelerate(model, dtype) or True
+    if p.compile:
+        torch.compiler.reset()  # its limit of recompilations counts over all models of the process
     called = torch.compile(model) if p.compile else model
     if arithmetic(p, device, native) != p.dtype:
         dtype = torch.float32
@@ -135,8 +144,7 @@ def make_optimizer(p: Params, model: nn.Module) -> torch.optim.AdamW:
         {"params": rest, "weight_decay": p.weight_decay},
         {"params": thin, "weight_decay": p.weight_decay if p.decay_1d else 0.0},
     ]
-    on_mps = next(model.parameters()).device.type == "mps"
-    return torch.optim.AdamW(groups, lr=p.lr, eps=p.eps, fused=not on_mps)
+    return torch.optim.AdamW(groups, lr=p.lr, eps=p.eps, fused=True)
 
 
 def train_step(
@@ -167,7 +175,7 @@ def evaluate(
     model.eval()
     logits, done = torch.empty(0), 0
     for batch in loader.plain_batches(images, p.test_batch_size, normal):
-        part = forward(batch.to(device, non_blocking=True))
+        part = forward(batch.to(device))
         if not done:  # one place for all: small tensors that stay would lie scattered among the freed activations
             logits = part.new_empty(len(images), part.shape[1])
         logits[done : done + len(part)] = part
@@ -286,20 +294,23 @@ def fit(
     """
     layers.keep_memory()
     device = pick_device(p.device)
+    pinned = device.type == "cuda"  # only from pinned memory is a copy safe that nobody waits for
+    if pinned:
+        torch.cuda.reset_peak_memory_stats(device)
     torch.backends.cudnn.deterministic = True  # a resumed run repeats what was lost; without effect elsewhere
     classes, normal = len(data.classes), data.normal
     model, forward, native = build(p, device, classes)
 
     images, labels = data.train_images, data.train_labels
     train_rows, val_rows = datasets.split(labels, p.val_size, p.train_size, p.seed)
-    train_images, train_labels = images[train_rows], labels[train_rows]
+    train_labels = labels[train_rows]
     watched = {
-        "train": (train_images[:TRAIN_EVAL], train_labels[:TRAIN_EVAL]),
+        "train": (images[train_rows[:TRAIN_EVAL]], train_labels[:TRAIN_EVAL]),
         "val": (images[val_rows], labels[val_rows]),
     }
     if p.select == "best_test":
         watched["test"] = data.test_images, data.test_labels
-    augment = Augment(train_images, p, *normal)
+    augment = Augment(images, p, *normal, train_rows)
     steps = loader.steps(len(train_rows), p.batch_size)
 
     scaler = torch.amp.GradScaler(device.type, enabled=p.dtype == "float16")
@@ -325,7 +336,7 @@ def fit(
     while state.epoch < p.epochs:
         plan, shuffled = augment.plan(state.epoch), order(p.seed, state.epoch, len(train_rows))
         for x, y in loader.batches(augment, train_labels, plan, shuffled, p.batch_size, state.step, p.workers, device):
-            x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+            x, y = x.to(device, non_blocking=pinned), y.to(device, non_blocking=pinned)
             x, targets = mix(x, y, p, state.epoch, state.step, classes)
             lr = p.lr * schedule(p.schedule, (clock.done() + 0.5) / (p.epochs * steps))
             for group in state.optimizer.param_groups:
@@ -371,11 +382,13 @@ def fit(
 
 
 def kinds(p: Params, device: torch.device, native: bool | str) -> dict:
-    """The type that a run works in (`dtype`), and what multiplies bfloat16 in its native layers (`products`)."""
+    """The type that a run works in (`dtype`), and how that is multiplied: see Trained."""
     dtype = arithmetic(p, device, native)
+    ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return {
         "dtype": dtype,
         "products": layers.bfloat16_arithmetic() if native is True and dtype == "bfloat16" else None,
+        "tf32": ampere and dtype == "float32" and torch.backends.cudnn.allow_tf32,
     }
 
 
@@ -398,6 +411,8 @@ def refuse_other(saved: dict, about: dict, p: Params, folder: Path, say: Callabl
     before, now = saved.get("products", about["products"]), about["products"]
     if before != now:
         say(f"begun with {before} products of bfloat16, {now} ones are faster here: rounding will differ")
+    if saved.get("tf32", about["tf32"]) != about["tf32"]:
+        say(f"begun {'without' if about['tf32'] else 'with'} TF32, which is otherwise here: rounding will differ")
 
 
 def peak_memory(device: torch.device) -> float:

@@ -669,3 +669,16 @@ def test_planning_is_cheap():
     maker.plan(0)
     print(f"\nplan of 50,000 images: {time.perf_counter() - start:.2f} s", end="")
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_some_of_the_images_are_augmented_as_if_they_were_all(native, monkeypatch):
+    if not native:
+        monkeypatch.setattr("lib.data.augment._native", lambda: None)
+    images, rows = pictures(50), np.array([3, 40, 7, 7, 21])
+    some, alone = (Augment(*given) for given in ((images, RECIPES["original"], MEAN, STD, rows),
+                                                 (images[rows], RECIPES["original"], MEAN, STD)))  # fmt: skip
+    order = np.array([4, 0, 2])
+    np.testing.assert_array_equal(some.batch(some.plan(1), order), alone.batch(alone.plan(1), order))
+    with pytest.raises(IndexError):
+        some.batch(some.plan(1), [5])

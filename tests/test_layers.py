@@ -496,3 +496,41 @@ def test_an_evaluation_after_training_needs_little_more_memory():
     grown, said = process.communicate(timeout=200)
     assert process.returncode == 0, said
     assert float(grown) < 200  # MB; with the logits of each batch kept it was 517
+
+
+EDITS = {
+    "another activation": lambda model: setattr_at(model.blocks[0], 2, nn.SiLU()),
+    "an approximate GELU": lambda model: setattr_at(model.blocks[0], 2, nn.GELU(approximate="tanh")),
+    "dilation": lambda model: setattr(model.blocks[0][0].fn[0], "dilation", (2, 2)),
+    "no bias in depth": lambda model: setattr(model.blocks[0][0].fn[0], "bias", None),
+    "no bias across": lambda model: setattr(model.blocks[0][1], "bias", None),
+    "no bias in the stem": lambda model: setattr(model.stem[0], "bias", None),
+}
+
+
+def setattr_at(part: nn.Sequential, place: int, layer: nn.Module) -> None:
+    part[place] = layer
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_a_network_that_somebody_has_changed_stays_plain(edit):
+    """It would be computed as if it had not been changed, or crash."""
+    model = ConvMixer(32, 2, 3, 2)
+    edit(model)
+    assert layers.accelerate(model) == (
+        "native layers are for a convolution with a bias, GELU and BatchNorm, as lib/model.py had them"
+    )
+    assert type(model) is ConvMixer
+
+
+def test_a_subclass_stays_plain():
+    class Mine(ConvMixer):
+        pass
+
+    assert layers.accelerate(Mine(32, 1, 3, 2)) == "native layers are for a ConvMixer, not a Mine"
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_images_of_other_channels_are_refused_as_pytorch_does(channels):
+    with pytest.raises(RuntimeError, match="Given groups=1, weight of size"):
+        accelerated(ConvMixer(32, 1, 3, 4))(torch.randn(2, channels, 8, 8))

@@ -1,5 +1,6 @@
 """The loop: the same seed gives the same bits, the schedules are the published ones, selection does what it says."""
 
+import contextlib
 import dataclasses
 import time
 
@@ -55,6 +56,15 @@ def test_plain_layers_work_in_float32_where_bfloat16_would_be_slow(tmp_path, dat
     assert "in float32" in runs["bfloat16", False].native
     assert not same(runs["bfloat16", True], runs["float32", True])
     assert runs["bfloat16", True].native == "native=False"
+
+
+@pytest.mark.parametrize("ampere", [True, False])
+def test_a_gpu_that_only_emulates_bfloat16_has_none(monkeypatch, ampere):
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or ampere)
+    assert train.has_bfloat16(torch.device("cuda:0")) is ampere
+    p = Params(dtype="bfloat16", device="auto")
+    assert train.arithmetic(p, torch.device("cuda:0"), "not on the CPU") == ("bfloat16" if ampere else "float32")
 
 
 def test_a_checkpoint_of_another_arithmetic_is_refused(tmp_path, data, tiny, monkeypatch):

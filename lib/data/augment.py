@@ -45,17 +45,19 @@ class Plan(NamedTuple):
 
 
 class Augment:
-    """Augments `images` (N, H, W, 3), uint8, C-contiguous, H and W at least 8; they are shared, not copied.
+    """Augments `images` (N, H, W, 3), uint8, C-contiguous, which are shared, not copied; or those of `rows` alone.
 
+    With `rows`, image i of a plan and of a batch is images[rows[i]].
     What happens to them is what `p` says, from crop to erasing_mode and in that order. Pixels up to `jitter` are bytes
     as in torchvision's and timm's transforms; erasing follows normalisation. mean, std: of each channel, in [0, 1].
     Can be pickled, forked and used from several threads.
     """
 
-    def __init__(self, images: np.ndarray, p: Params, mean, std):
+    def __init__(self, images: np.ndarray, p: Params, mean, std, rows: np.ndarray | None = None):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.flags.c_contiguous:
             raise ValueError(f"images: need C-contiguous uint8 (N, H, W, 3), got {images.dtype} {images.shape}")
         self.images, self.p = images, p
+        self.rows = np.arange(len(images)) if rows is None else np.asarray(rows, np.int64)
         self.policy = parse_randaugment(p.randaugment)
         self.table = normalise(np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, 2), mean, std)[:, 0]
         # What shear, rotation and translation bring in: black in torchvision, the mean colour in timm.
@@ -66,10 +68,11 @@ class Augment:
             # two holes of CIFAR-10's size have a chance of one in a thousand to share some.
             u = uniform(p.seed, 0, Purpose.NOISE, BANK + images[0].size, 1)[:, 0]
             self.bank = ndtri(u).astype(np.float32)
+        _native()  # here, for data workers that are forked to inherit it
 
     def plan(self, epoch: int) -> Plan:
         """The draws of one epoch for all images: 0.1 s for 50,000 with everything switched on."""
-        n, height, width, _ = self.images.shape
+        n, (height, width) = len(self.rows), self.images.shape[1:3]
         p, policy = self.p, self.policy
 
         def draw(purpose, columns):
@@ -113,18 +116,17 @@ class Augment:
     def batch(self, plan: Plan, indices: np.ndarray) -> np.ndarray:
         """The images named by `indices` (B,), as `plan` has them: float32 (B, H, W, 3), C-contiguous, normalised."""
         indices = np.ascontiguousarray(indices, np.int64)
-        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self.images) == len(plan.frames):
-            raise IndexError(f"indices or plan do not fit the {len(self.images)} images")
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self.rows) == len(plan.frames):
+            raise IndexError(f"indices or plan do not fit the {len(self.rows)} images")
         out = np.empty((len(indices), *self.images.shape[1:]), np.float32)
-        # No fused multiply-add: it rounds once where Pillow rounds twice.
-        library = compiler.load("augment", "-ffp-contract=off")
-        if library is None:
-            self._apply_with_pillow(plan, indices, out)
+        own, rows = Plan(plan.frames[indices], plan.ops[indices]), self.rows[indices]
+        if (library := _native()) is None:
+            self._apply_with_pillow(own, rows, out)
         else:
-            self._apply_in_c(library, plan, indices, out)
+            self._apply_in_c(library, own, rows, out)
         return out
 
-    def _apply_in_c(self, library: ctypes.CDLL, plan: Plan, indices: np.ndarray, out: np.ndarray) -> None:
+    def _apply_in_c(self, library: ctypes.CDLL, plan: Plan, rows: np.ndarray, out: np.ndarray) -> None:
         def pointer(array):
             return ctypes.c_void_p(None if array is None else array.ctypes.data)
 
@@ -133,18 +135,17 @@ class Augment:
         failed = library.augment(
             pointer(self.images), height, width, pointer(plan.frames), pointer(plan.ops), plan.ops.shape[1],
             int(self.p.crop == "reflect"), pointer(fill), pointer(self.table), pointer(self.bank),
-            pointer(indices), len(indices), pointer(out),
+            pointer(rows), len(rows), pointer(out),
         )  # fmt: skip
         if failed:
             raise MemoryError("lib/native/augment.c found no memory")
 
-    def _apply_with_pillow(self, plan: Plan, indices: np.ndarray, out: np.ndarray) -> None:
-        for result, i in zip(out, indices, strict=True):
-            frame = plan.frames[i]
-            image = self._window(self.images[i], frame)
+    def _apply_with_pillow(self, plan: Plan, rows: np.ndarray, out: np.ndarray) -> None:
+        for result, frame, ops, row in zip(out, plan.frames, plan.ops, rows, strict=True):
+            image = self._window(self.images[row], frame)
             if frame["flip"]:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            for op in plan.ops[i]:
+            for op in ops:
                 image = randaugment.apply(image, op, self.fill)
             result[:] = self.table[np.asarray(image), np.arange(3)]
             top, left, h, w = frame["hole"]
@@ -163,6 +164,11 @@ class Augment:
             return Image.fromarray(padded[top : top + h, left : left + w])
         part = Image.fromarray(image[top : top + h, left : left + w])
         return part.resize((width, height), int(frame["filter"]))
+
+
+def _native() -> ctypes.CDLL | None:
+    """The same in C. Without fused multiply-add, which rounds once where Pillow rounds twice."""
+    return compiler.load("augment", "-ffp-contract=off")
 
 
 def normalise(images: np.ndarray, mean, std) -> np.ndarray:

@@ -106,7 +106,9 @@ def split(labels: np.ndarray, val_size: int, train_size: int, seed: int) -> tupl
 
 def normalisation(images: np.ndarray, std: str) -> Normal:
     """Mean and deviation of each channel over images (N, H, W, 3), uint8, with eight digits; `std` as Params has it."""
-    values, counts = np.arange(256) / 255, [np.bincount(images[..., c].ravel(), minlength=256) for c in range(3)]
+    values, counts = np.arange(256) / 255, np.zeros((3, 256), np.int64)
+    for part in np.array_split(images, max(1, len(images) // 1000)):  # bincount makes eight bytes of each
+        counts += [np.bincount(part[..., c].ravel(), minlength=256) for c in range(3)]
     mean = [np.average(values, weights=n) for n in counts]
     if std == "pixels":
         deviation = [np.average((values - m) ** 2, weights=n) ** 0.5 for m, n in zip(mean, counts, strict=True)]

@@ -1,5 +1,6 @@
 """From a data set's arrays (see datasets.py) to batches, augmented and plain."""
 
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -35,7 +36,12 @@ def batches(
     dataset = _Batches(augment, labels, plan, order, batch_size)
     pin = device is not None and device.type == "cuda"
     numbers = range(first, len(dataset))
-    return iter(DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=workers, pin_memory=pin))
+    # Workers that are forked share the images, as Linux had it before Python 3.14; they never touch CUDA.
+    fork = "fork" if workers and sys.platform == "linux" else None
+    loader = DataLoader(
+        dataset, batch_size=None, sampler=numbers, num_workers=workers, multiprocessing_context=fork, pin_memory=pin
+    )
+    return iter(loader)
 
 
 class _Batches(Dataset):

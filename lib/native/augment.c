@@ -306,11 +306,11 @@ static void erase(const canvas *c, const frame *f, const float *noise, float *ou
     }
 }
 
-/* images (N, height, width, 3) bytes; frames (N) and ops (N, slots) by image; the `batch` images named by `indices`
- * go to out (batch, height, width, 3). table (256, 3) is the normalised value of each byte in each channel; noise is
+/* images (N, height, width, 3) bytes; of `batch` of them, named by `rows`, frames (batch) and ops (batch, slots)
+ * say what is done to each; they go to out (batch, height, width, 3). table (256, 3) is the normalised value of each byte in each channel; noise is
  * what holes are filled with, or NULL for zeros; fill is what geometry brings in. Returns 0, or -1 without memory. */
 int augment(const uint8_t *images, int height, int width, const frame *frames, const op *ops, int slots, int reflect,
-            const uint8_t *fill, const float *table, const float *noise, const int64_t *indices, int batch,
+            const uint8_t *fill, const float *table, const float *noise, const int64_t *rows, int batch,
             float *out) {
     int64_t pixels = (int64_t)height * width;
     canvas c = {.height = height, .width = width, .fill = {fill[0], fill[1], fill[2], 0}};
@@ -318,12 +318,12 @@ int augment(const uint8_t *images, int height, int width, const frame *frames, c
     c.taps = malloc((height > width ? height : width) * sizeof *c.taps);
     c.image = pixmaps, c.spare = pixmaps + pixels;
     for (int b = 0; b < batch && pixmaps && c.taps; b++, out += 3 * pixels) {
-        const frame *f = frames + indices[b];
-        const uint8_t *source = images + 3 * pixels * indices[b];
+        const frame *f = frames + b;
+        const uint8_t *source = images + 3 * pixels * rows[b];
         if (f->height == height && f->width == width) shift(&c, source, f, reflect);
         else enlarge(&c, source, f);
         if (f->flip) mirror(&c);
-        for (int k = 0; k < slots; k++) apply(&c, ops + indices[b] * slots + k);
+        for (int k = 0; k < slots; k++) apply(&c, ops + b * slots + k);
         normalise(&c, (const float (*)[3])table, out);
         erase(&c, f, noise, out);
     }

@@ -371,6 +371,7 @@ def usable(x: Tensor, weight: Tensor, norm: nn.BatchNorm2d, stride: int = 1) -> 
         and weight.dtype == torch.float32
         and x.dtype in DTYPES
         and x.ndim == 4
+        and x.shape[1] == weight.shape[1]
         and x.numel() > 0
         and height % stride == width % stride == 0
         and not (norm.training and len(x) * height * width == stride**2)  # one value a channel has no variance
@@ -412,7 +413,7 @@ class NativeConvMixer(ConvMixer):
     """ConvMixer whose head works in float32 whatever the type of the activations."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(self.stem(x))
+        x = self.forward_features(x)
         if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype not in DTYPES:
             return self.head(x.mean((2, 3)))
         return self.head(MeanFunction.apply(x))
@@ -439,6 +440,12 @@ def accelerate(model: nn.Module, dtype: torch.dtype = torch.float32, arithmetic:
     return reason
 
 
+def known(part: nn.Sequential) -> bool:
+    """Whether this is what layers.c computes: a convolution with a bias, exact GELU, BatchNorm."""
+    kinds = [type(layer) for layer in part] == [nn.Conv2d, nn.GELU, nn.BatchNorm2d]
+    return kinds and part[0].bias is not None and part[0].dilation == (1, 1) and part[1].approximate == "none"
+
+
 def make_native(part: nn.Sequential, kind: type, dtype: torch.dtype, arithmetic: str) -> None:
     part.__class__, part.native_dtype, part.native_arithmetic = kind, dtype, arithmetic
 
@@ -447,8 +454,10 @@ def obstacle(model: ConvMixer, dtype: torch.dtype) -> str | None:
     """Why `model` cannot run on the native layers, or None."""
     if dtype not in DTYPES:
         return f"native layers work in float32 or bfloat16, not {dtype}"
-    if not isinstance(model, ConvMixer):
+    if type(model) not in (ConvMixer, NativeConvMixer):
         return f"native layers are for a ConvMixer, not a {type(model).__name__}"
+    if not all(known(part) for part in (model.stem, *(half for b in model.blocks for half in (b[0].fn, b[1:])))):
+        return "native layers are for a convolution with a bias, GELU and BatchNorm, as lib/model.py had them"
     devices = {p.device.type for p in model.parameters()}
     if devices != {"cpu"}:
         return f"native layers are for the CPU, the model is on {', '.join(sorted(devices))}"

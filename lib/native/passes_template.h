@@ -410,7 +410,8 @@ void FN(layers_backward)(const layer *a) {
     FN(pass) pass = {.a = a, .shape = FN(shape_of)(a->height, a->width, a->kernel), .pixels = a->batch * image};
     pass.panels = (pass.pixels + PANEL - 1) / PANEL;
 
-    long groups = sum_groups(threads);
+    long groups = sum_groups(threads), slabs = a->batch * (dim / LANES);
+    long of_panels = least(groups, pass.panels), of_slabs = least(groups, slabs);  // one without work costs a sum
     pass.flip = 1;
     pass.taps = floats(TAPS, dim * a->kernel * pass.shape.taps * UNIT);
     pass.weight = floats(WEIGHT, dim * in);
@@ -428,17 +429,17 @@ void FN(layers_backward)(const layer *a) {
     add_up(pass.partial + dim, pass.panels, 2 * dim, dim, a->norm2.d_weight, threads);
     backward_of(&a->norm2, dim, pass.pixels, pass.coef);
 
-    parallel(FN(pointwise_backward_work), &pass, pass.panels, groups, threads);
+    parallel(FN(pointwise_backward_work), &pass, pass.panels, of_panels, threads);
     add_up(pass.partial, pass.panels, 3 * dim, dim, a->d_pointwise_bias, threads);
-    add_up(pass.sums, groups, dim * in, dim * in, a->d_pointwise_weight, threads);
+    add_up(pass.sums, of_panels, dim * in, dim * in, a->d_pointwise_weight, threads);
     if (!a->kernel) return;
     add_up(pass.partial + dim, pass.panels, 3 * dim, dim, a->norm1.d_bias, threads);
     add_up(pass.partial + 2 * dim, pass.panels, 3 * dim, dim, a->norm1.d_weight, threads);
     backward_of(&a->norm1, dim, pass.pixels, pass.coef);
 
-    parallel(FN(depthwise_backward_work), &pass, a->batch * (dim / LANES), groups, threads);
+    parallel(FN(depthwise_backward_work), &pass, slabs, of_slabs, threads);
     add_up(pass.partial, a->batch, dim, dim, a->d_depthwise_bias, threads);
-    add_up(pass.sums, groups, dim * kk, dim * kk, pass.sums, threads);
+    add_up(pass.sums, of_slabs, dim * kk, dim * kk, pass.sums, threads);
     for (long c = 0; c < dim; c++)
         for (long i = 0; i < kk; i++)
             a->d_depthwise_weight[c * kk + i] = pass.sums[(c / LANES * kk + i) * LANES + c % LANES];

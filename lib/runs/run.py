@@ -120,6 +120,7 @@ def make_record(p: Params, data: Dataset, trained: Trained, started: str) -> dic
             "native_code": layers.code_name() if trained.native is True else None,
             "dtype": trained.dtype,
             "bfloat16_products": trained.products,
+            "tf32": trained.tf32,
         },
     }
 
