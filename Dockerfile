@@ -8,9 +8,12 @@ RUN apt-get update && apt-get install --yes --no-install-recommends gcc git libc
 RUN useradd --create-home reader \
     && mkdir /opt/venv /home/reader/convmixer \
     && chown reader /opt/venv /home/reader/convmixer
-COPY . /opt/convmixer-cifar10
 WORKDIR /opt/convmixer-cifar10
-USER reader
 ENV CONVMIXER_VENV=/opt/venv CONVMIXER_DATA=/home/reader/convmixer/data CONVMIXER_REPORTS=/home/reader/convmixer/reports
+# The packages come first, so that a change of a study or a page does not fetch them again.
+COPY Makefile pyproject.toml README.md LICENSE ./
+COPY lib lib
+USER reader
 RUN make setup
+COPY . .
 CMD ["make", "report", "STUDY=smoke"]

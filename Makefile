@@ -74,10 +74,11 @@ submit: $(READY)
 status: $(READY)
 	@$(BIN)/python -m lib.runs $(STUDY) --status
 
+# make puts FROM, IMAGE and RUN into the environment; through it any file name arrives whole.
+import: export FROM ?=
 import: $(READY)
-	@$(BIN)/python -m lib.runs.collect "$(FROM)"
+	@$(BIN)/python -m lib.runs.collect "$$FROM"
 
-# make puts IMAGE and RUN into the environment; through it any file name arrives whole.
 predict: export IMAGE ?=
 predict: export RUN ?=
 predict: $(READY)
@@ -126,5 +127,5 @@ lab: $(READY)
 
 clean:
 	@rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
-	@find lib tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	@find lib tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 	@[ ! -d reports ] || find reports -name '*.ipynb' -delete

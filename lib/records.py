@@ -12,7 +12,6 @@ import contextlib
 import datetime
 import io
 import json
-import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -26,8 +25,7 @@ from lib.files import write_bytes
 from lib.params import UNUSED, Params, UserError, run_name
 from lib.study import ROOT, Study, shown
 
-# $CONVMIXER_REPORTS, from the repository's root where it is relative: another disk, or reports/published.
-REPORTS = ROOT / os.environ.get("CONVMIXER_REPORTS", "reports")
+REPORTS = studies.folder("CONVMIXER_REPORTS", "reports")  # elsewhere it is another disk, or reports/published
 PUBLISHED = ROOT / "reports" / "published"  # our own records, in git
 SCHEMA = 2
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # CIFAR-10's order

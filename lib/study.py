@@ -7,6 +7,7 @@ One that is listed several times, each time changed in another way, is as many s
 """
 
 import dataclasses
+import os
 from itertools import repeat, takewhile
 from pathlib import Path
 
@@ -69,6 +70,11 @@ def parse_yaml(text: str, name: str) -> dict:
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ParameterError(f"{name}, line 1: give `name: value` lines, this is {_kind(values)}")
     return values
+
+
+def folder(variable: str, usual: str) -> Path:
+    """A folder that a variable of the environment may name; from the repository's root where it is relative."""
+    return ROOT / Path(os.environ.get(variable) or usual).expanduser()
 
 
 def shown(path: Path) -> Path:

@@ -77,10 +77,7 @@ def pick_device(name: str) -> torch.device:
         name = machine.best_device()
     if fault := machine.device_fault(name):
         raise TrainingError(f"device={name}: {fault}, give device=cpu or auto")
-    device = torch.device(name)
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # also for the thread that pins memory
-    return device
+    return torch.device(name)
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -296,6 +293,8 @@ def fit(
     device = pick_device(p.device)
     pinned = device.type == "cuda"  # only from pinned memory is a copy safe that nobody waits for
     if pinned:
+        if device.index is not None:
+            torch.cuda.set_device(device)  # also for the thread that pins memory
         torch.cuda.reset_peak_memory_stats(device)
     torch.backends.cudnn.deterministic = True  # a resumed run repeats what was lost; without effect elsewhere
     classes, normal = len(data.classes), data.normal

@@ -11,8 +11,11 @@ from lib.data.datasets import Dataset
 from lib.params import Params
 
 # A make that a test starts is no part of the one that has started the tests: it would say that it enters a folder.
-for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+# And what the tests write, and read of records, is no matter of the folders that a user has named.
+for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "CONVMIXER_REPORTS", "CONVMIXER_VENV", "CONVMIXER_BF16"):
     os.environ.pop(name, None)
+if "CONVMIXER_DATA" in os.environ:  # for a copy of the repository it would be another place
+    os.environ["CONVMIXER_DATA"] = str(download.data_folder())
 
 # A network that trains in a second: it learns little, but through every part of the code.
 TINY = {

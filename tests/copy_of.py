@@ -59,4 +59,4 @@ class Copy:
         except OSError:
             pass  # the terminal of a program that has ended
         os.close(ours)
-        return process.wait(240), shown.decode()
+        return process.wait(timeout), shown.decode()

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import made
-from lib import records
 from lib import study as studies
 from lib.params import Params
 from lib.report import claims, figures, gap, published, stats
@@ -65,8 +64,9 @@ def test_clear_trends_are_supported_and_turned_around_they_are_contradicted(home
 def test_noise_resolves_nothing(home):
     fill("laptop", lambda run: 80.0, spread=2.0)
     found = verdicts()
-    assert found["accuracy rises with k at every step"] in (NOT_RESOLVED, CONTRADICTED)
-    assert found["the settings rank as in the original"] != SUPPORTED
+    for name in ("accuracy rises with k at every step", "smaller patches are better at every step",
+                 "the settings rank as in the original"):  # fmt: skip
+        assert found[name] == NOT_RESOLVED
 
 
 def test_one_seed_of_a_paired_claim_is_not_resolved():
@@ -143,7 +143,6 @@ def test_every_claim_names_where_it_stands_and_what_decides():
     assert 14 <= len(claims.CLAIMS) <= 18 and len(set(NAMES)) == len(NAMES)
     assert all(claim.where and claim.rule for claim in claims.CLAIMS)
     assert Params().epochs == published.EPOCHS
-    assert records.REPORTS
 
 
 def test_the_gap_is_drawn_from_its_table(home):

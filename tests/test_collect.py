@@ -94,4 +94,4 @@ def test_what_this_code_could_not_have_written_is_not_taken(other, capsys, value
 
 def test_a_folder_without_runs_is_said(tmp_path, capsys):
     assert collect.main([str(tmp_path)]) == 1 and "no finished run" in capsys.readouterr().err
-    assert collect.main([]) == collect.main(["/no/such/folder"]) == 2
+    assert collect.main([]) == collect.main([""]) == collect.main(["/no/such/folder"]) == 2

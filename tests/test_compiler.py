@@ -144,6 +144,15 @@ def test_a_compiler_with_options_or_one_that_does_not_work_is_no_reason_to_be_sl
     assert compiler.load("answer").answer() == 42
 
 
+def test_the_compiler_that_is_asked_for_is_used_with_its_options(place, monkeypatch):
+    stub, said = place / "stub", place / "said"
+    stub.write_text(f'#!/bin/sh\necho "$@" >> "{said}"\nexec {shutil.which("cc")} "$@"\n')
+    stub.chmod(0o755)
+    monkeypatch.setenv("CC", f"{stub} -DASKED=1")
+    assert compiler.load("answer").answer() == 42
+    assert "-DASKED=1" in said.read_text()
+
+
 def test_a_compiler_needs_no_temporary_folder_of_the_system(place, monkeypatch):
     monkeypatch.setenv("TMPDIR", "/proc/none")
     assert compiler.load("answer").answer() == 42

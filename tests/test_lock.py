@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from lib.runs import lock
 from lib.runs.lock import OwnerError, claim, holder, own
 
 HOLD = """
@@ -26,7 +27,8 @@ def hold(folder):
     return process
 
 
-def test_the_second_is_told_who_holds_the_run_and_a_killed_owner_is_forgotten(tmp_path):
+def test_the_second_is_told_who_holds_the_run_and_a_killed_owner_is_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
     folder = tmp_path / "k9-p1-seed0"
     process = hold(folder)
     with pytest.raises(OwnerError, match=rf"k9-p1-seed0: locked by pid {process.pid} on ") as refusal, own(folder):

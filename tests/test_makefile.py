@@ -28,7 +28,7 @@ def home(tmp_path):
 
 def make(folder, *words, **variables):
     """What make says that it would do, or with a target of its own what it does."""
-    environment = {**os.environ, **variables}
+    environment = {**os.environ, "LC_ALL": "C", **variables}
     done = subprocess.run(["make", *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     return done.stdout + done.stderr
 
@@ -92,3 +92,16 @@ def test_variables_for_other_pythons_reach_none_of_makes_programs(home):
     shown = make(home, "-f", "show.mk", "show", **dict.fromkeys(foreign, "/theirs"), HOME="/mine").splitlines()
     assert f"PYTHONPATH={home}" in shown and "HOME=/mine" in shown
     assert not [line for line in shown if line.endswith("=/theirs")]
+
+
+def test_clean_takes_caches_and_executed_notebooks_and_nothing_else(home):
+    run = "reports/quick/runs/k3"
+    kept = ("notebooks/my analysis/own.ipynb", "notebooks/my/own.ipynb", "lib/a.py", "tests/b.py")
+    kept += (f"{run}/result.json", f"{run}/checkpoint.pt", "reports/quick/index.html")
+    gone = ("notebooks/my analysis/.ipynb_checkpoints/own.ipynb", "lib/data/__pycache__/a.pyc", ".mypy_cache/x")
+    gone += (f"{run}/train.ipynb",)
+    for name in (*kept, *gone):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).touch()
+    assert make(home, "clean") == ""
+    assert all((home / name).exists() for name in kept) and not any((home / name).exists() for name in gone)

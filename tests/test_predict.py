@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -75,7 +76,8 @@ def test_words_are_files_when_the_whole_is_none(cat, tmp_path):
 
 
 def test_make_hands_any_file_name_on_whole(cat):
-    command = ["make", "--no-print-directory", "-o", ".venv/.ready", "predict", f"IMAGE={cat}", "RUN=quick/k9-p1-seed0"]
+    command = ["make", "--no-print-directory", "-o", f"{sys.prefix}/.ready", f"VENV={sys.prefix}"]
+    command += ["predict", f"IMAGE={cat}", "RUN=quick/k9-p1-seed0"]
     made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (made.returncode, made.stderr) == (0, "") and f"\n{cat}\n" in made.stdout
 

@@ -24,6 +24,15 @@ CELLS = json.loads((ROOT / "notebooks" / "summary.ipynb").read_text(encoding="ut
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NEEDLESS = set(PROJECT["project"]["dependencies"]) - set(PROJECT["dependency-groups"]["report"])
 ABSENT = "raise ImportError('a page must build without it')"
+ALONE = """
+import socket
+connect = socket.socket.connect
+def near(self, address):
+    if self.family != socket.AF_UNIX and not str(address[0]).startswith(("127.", "::1", "localhost")):
+        raise OSError(f"a page must build without a network: {address}")
+    return connect(self, address)
+socket.socket.connect = near
+"""
 
 
 class Page(HTMLParser):
@@ -53,6 +62,7 @@ def copy(tmp_path_factory):
         shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__", "*.ipynb_checkpoints"))
     for pin in NEEDLESS:
         (home / f"{re.match('[a-z_]+', pin)[0]}.py").write_text(ABSENT)
+    (home / "sitecustomize.py").write_text(ALONE)
     with pytest.MonkeyPatch.context() as patch:
         made.place(patch, home)
         part = made.study("part", seeds=range(2), purpose="Text with <script>alert(1)</script> & more.")

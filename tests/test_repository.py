@@ -206,3 +206,15 @@ def test_parameters_published_figures_and_the_set_up_need_the_standard_library_o
     for name in ("params", "report/published", "venv"):
         for module in imports(ROOT / "lib" / f"{name}.py", anywhere=True):
             assert module.split(".")[0] in {*sys.stdlib_module_names, "lib"}
+
+
+def test_each_fault_names_fast_tests_that_there_are():
+    table = {}
+    exec((ROOT / "tests" / "faults" / "table.py").read_text(), table)
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:xdist", "tests"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    tests = [line.partition("::") for line in done.stdout.splitlines() if "::" in line]
+    assert len(tests) > 500, done.stdout[-500:]
+    for number, checks in table["FAST"].items():
+        for file, part in checks:
+            assert any(place == f"tests/{file}" and part in name for place, _, name in tests), (number, file, part)

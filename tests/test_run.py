@@ -10,7 +10,7 @@ from lib import checkpoint, params, records, train
 from lib.model import ConvMixer, count_parameters
 from lib.params import NUMERICS, ParameterError
 from lib.records import RecordError
-from lib.runs import run
+from lib.runs import lock, run
 from lib.runs.lock import OwnerError, own
 from lib.train import TrainingError
 
@@ -172,7 +172,8 @@ def test_a_disk_without_room_is_found_before_training(reports, tiny, monkeypatch
         run.run(tiny(), silent)
 
 
-def test_a_run_that_is_held_is_left_alone(reports, tiny, folder):
+def test_a_run_that_is_held_is_left_alone(reports, tiny, folder, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
     with own(folder), pytest.raises(OwnerError, match="locked by pid"):
         run.run(tiny(), silent)
 

@@ -355,3 +355,26 @@ def test_settings_of_a_run_reach_the_notebook_whole(monkeypatch, tmp_path):
             assert values.keys() == TYPES.keys()  # so that nothing saved in the notebook counts
             assert Params.of(**values).replace(setting="") == run.params.replace(setting="")
             assert records.run_folder(Params.of(**values)).name == run.name
+
+
+def test_a_stopped_call_has_the_status_of_an_interrupt(monkeypatch, tmp_path, capsys):
+    made.place(monkeypatch, tmp_path)
+    study = made.study(settings=["kernel-3"])
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(all_runs, "train_all", stopped)
+    assert all_runs.main([study.name]) == 130
+    assert "goes on from the last checkpoints" in capsys.readouterr().err
+
+
+def test_the_documents_words_for_a_scheduler_name_the_runs_that_are_left(monkeypatch, tmp_path):
+    made.place(monkeypatch, tmp_path)
+    study = made.study(settings=["kernel-3", "kernel-5", "kernel-9"])
+    made.fill(study, skip={run.name for run in study.runs[1:]})
+    made.stop(study, study.runs[1], "failure", reason="out of memory: lower batch_size", epoch=1)
+    text = (studies.ROOT / "docs" / "machines.md").read_text()
+    program = re.search(r"\| awk '(.*?)' \|", text)[1]
+    shown = subprocess.run(["awk", program], input=all_runs.status(study), capture_output=True, text=True).stdout
+    assert shown.split() == [run.name for run in study.runs[1:]]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import time
 
 import numpy as np
@@ -272,3 +273,20 @@ def test_compiled_and_plain_agree(data, tiny):
     images = torch.randn(8, 3, 32, 32)
     assert note == "compile=True"
     torch.testing.assert_close(compiled(images), plain(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["convmixer", "cnn"])
+def test_a_training_starts_from_the_weights_that_its_seed_has_always_had(arch, tiny):
+    """What changes them changes every result, and raises NUMERICS. They are uniform draws, alike on all processors."""
+    weights = train.build(tiny(arch=arch, seed=1), torch.device("cpu"))[0].state_dict()
+    digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in weights.values())).hexdigest()[:16]
+    assert digest == {"convmixer": "0915bf07024accfc", "cnn": "8e69a54dbf3b7ec9"}[arch]
+
+
+@pytest.mark.parametrize("seconds, due", [(299, False), (301, True)])
+def test_a_checkpoint_is_due_after_five_minutes(seconds, due, tiny, monkeypatch):
+    state = train.State(None, None, None, torch.zeros(4))
+    clock = train.Clock(Params(), state)
+    now = clock.saved
+    monkeypatch.setattr(train.time, "perf_counter", lambda: now + seconds)
+    assert clock.checkpoint_is_due() is due

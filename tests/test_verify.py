@@ -18,7 +18,8 @@ def run(tmp_path):
 
 def test_published_weights_classify_as_their_record_says(run):
     agrees, text = verify.weights(run)
-    assert (agrees and "0 of 10000 images classified otherwise" in text) or "another processor" in text
+    assert agrees, text
+    assert "0 of 10000 images classified otherwise" in text or "another processor" in text
 
 
 def test_weights_of_another_run_are_found(run):
@@ -55,3 +56,11 @@ def test_a_table_that_was_typed_in_is_found(tmp_path, monkeypatch):
     table.write_text(table.read_text().replace("9,4,48.", "9,4,58."))
     agrees, text = verify.tables("quick")
     assert not agrees and text.endswith("these differ: table-iii-patch.csv")
+
+
+@pytest.mark.parametrize("wrong", ["weights", "tables", "results", None])
+def test_one_that_does_not_agree_is_the_verdict(wrong, monkeypatch, capsys):
+    for name in ("weights", "tables", "results"):
+        monkeypatch.setattr(verify, name, lambda *_, name=name: (name != wrong, "checked"))
+    assert verify.main(["tuned"]) == (1 if wrong else 0)
+    assert capsys.readouterr().out.splitlines()[-1] == ("1 do not agree" if wrong else "all agree")

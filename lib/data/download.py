@@ -27,9 +27,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from lib import study
 from lib.files import lock
 from lib.params import UserError
-from lib.study import ROOT
 
 COPY = "cifar-10.npz"
 PART = ".part-"  # how the folder of an unfinished fetch begins
@@ -77,7 +77,7 @@ def data_folder(data_dir: str = "") -> Path:
     """Where CIFAR-10 lies: `data_dir` as given, $CONVMIXER_DATA (from the repository's root), or data/ there."""
     if data_dir:
         return Path(data_dir).expanduser().resolve()
-    return ROOT / Path(os.environ.get("CONVMIXER_DATA") or "data").expanduser()
+    return study.folder("CONVMIXER_DATA", "data")
 
 
 def cifar10(data_dir: str = "") -> Arrays:

@@ -18,7 +18,7 @@ from lib.study import base_params
 
 def main(arguments: list[str]) -> int:
     """The exit status: 0 if every finished run of the folder is here now, 1 if not, 2 for a mistake in the call."""
-    if len(arguments) != 1 or not Path(arguments[0]).is_dir():
+    if len(arguments) != 1 or not arguments[0] or not Path(arguments[0]).is_dir():
         print("usage: make import FROM=folder, such as another clone's reports/", file=sys.stderr)
         return 2
     source = Path(arguments[0])

@@ -7,7 +7,6 @@ same records, weights and images give the same bytes.
 
 import base64
 import json
-import os
 import re
 import sys
 import zipfile
@@ -17,15 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from lib import files, records
+from lib import study as studies
 from lib.params import Params, UserError
 from lib.records import CLASSES, MEAN, STD
 from lib.report.front import MAIN
-from lib.study import ROOT, shown
+from lib.study import shown
 
 HERE = Path(__file__).parent
 PAGE = "play.html"
 SCRIPTS = ("convmixer.js", "picture.js", "page.js")
-DATA = ROOT / Path(os.environ.get("CONVMIXER_DATA") or "data").expanduser() / "cifar-10.npz"
+DATA = studies.folder("CONVMIXER_DATA", "data") / "cifar-10.npz"
 LIMIT = 3_000_000  # bytes of the page
 NORM = ("weight", "bias", "running_mean", "running_var")  # of a BatchNorm
 
