@@ -108,7 +108,7 @@ def test_a_save_that_breaks_off_leaves_what_there_was(tmp_path, monkeypatch, cal
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records.os, call, full)
+    monkeypatch.setattr(files.os, call, full)
     with pytest.raises(OSError, match="No space"):
         save(tmp_path, other(3))
     monkeypatch.undo()

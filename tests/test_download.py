@@ -111,7 +111,8 @@ def unpack(folder, arrays):
     """The authors' batches as torchvision leaves them: unpacked, with a file that is not needed."""
     make_official(folder / "made", arrays)
     with tarfile.open(folder / "made") as archive:
-        archive.extractall(folder, filter="data")
+        safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # not in Debian 12's Python
+        archive.extractall(folder, **safely)
     (folder / "made").unlink()
     (folder / UNPACKED / "batches.meta").write_bytes(b"names")
     return folder / UNPACKED
