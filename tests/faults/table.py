@@ -23,7 +23,7 @@ FAULTS = {
     15: "two cold processes: one fetches, both succeed",
     16: "a stalled server: time-out, not a hang",
     17: "read-only or full data folder: a clear error",
-    18: "an archive with a ../ member: refused",
+    18: "an archive with a ../ member: refused by its checksum, and nothing of any is written to the disk",
     19: "SIGKILL at random moments: the same bits as an uninterrupted run, and a control that differs",
     20: "SIGKILL in the middle of a save: the previous checkpoint loads",
     21: "last checkpoint damaged: warns, takes the previous; both: stops, never from zero in silence",
