@@ -307,8 +307,9 @@ static void erase(const canvas *c, const frame *f, const float *noise, float *ou
 }
 
 /* images (N, height, width, 3) bytes; of `batch` of them, named by `rows`, frames (batch) and ops (batch, slots)
- * say what is done to each; they go to out (batch, height, width, 3). table (256, 3) is the normalised value of each byte in each channel; noise is
- * what holes are filled with, or NULL for zeros; fill is what geometry brings in. Returns 0, or -1 without memory. */
+ * say what is done to each; they go to out (batch, height, width, 3). table (256, 3) is the normalised value of each
+ * byte in each channel; noise is what holes are filled with, or NULL for zeros; fill is what geometry brings in.
+ * Returns 0, or -1 without memory. */
 int augment(const uint8_t *images, int height, int width, const frame *frames, const op *ops, int slots, int reflect,
             const uint8_t *fill, const float *table, const float *noise, const int64_t *rows, int batch,
             float *out) {

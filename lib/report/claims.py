@@ -88,6 +88,13 @@ def of_paired(difference: stats.Paired) -> str:
     return SUPPORTED if difference.mean > 0 else CONTRADICTED
 
 
+def of_single(difference: float, noise: float) -> str:
+    """The same for one run against one other, by twice the deviation that seeds alone would give that."""
+    if abs(difference) <= 2 * noise:
+        return NOT_RESOLVED
+    return SUPPORTED if difference > 0 else CONTRADICTED
+
+
 def of_all(verdicts: list[str]) -> str:
     """Of a claim with several parts: contradicted by one part, supported by all."""
     for word in (CONTRADICTED, NOT_RUN, NOT_RESOLVED):
@@ -261,10 +268,9 @@ def best_learning_rate(evidence: Evidence) -> Verdict:
         n.append(len(done))
     lead = ends["lr-1e-3"] - max(value for name, value in ends.items() if name != "lr-1e-3")
     noise, source = evidence.noise(published.SWEEP_EPOCHS)
-    word = NOT_RESOLVED if abs(lead) <= 2 * noise else SUPPORTED if lead > 0 else CONTRADICTED
     text = ", ".join(f"{name[3:]}: {value:.2f} %" for name, value in ends.items())
     return Verdict(
-        word,
+        of_single(lead, noise),
         f"{text} on validation images (n={min(n)}); 1e-3 leads by {signed(lead)} points; seeds alone: {noise:.2f} "
         f"({source}).",
     )
@@ -276,9 +282,8 @@ def epochs_explain_the_gap(evidence: Evidence) -> Verdict:
         return not_run("p=4 of `original`, whole and cut to 30 epochs")
     gap = published.original(9, 4).accuracy - published.printed("patch-4").accuracy
     gain, (noise, _) = float(np.mean(whole) - np.mean(short)), evidence.noise()
-    word = NOT_RESOLVED if abs(gain - gap / 2) <= 2 * noise else SUPPORTED if gain > gap / 2 else CONTRADICTED
     return Verdict(
-        word,
+        of_single(gain - gap / 2, noise),
         f"At p=4 the original's recipe gains {signed(gain)} points from 30 to {published.ORIGINAL_EPOCHS} epochs "
         f"(n={min(len(short), len(whole))}), {gain / gap:.0%} of the gap of {gap:.2f}.",
     )

@@ -270,7 +270,7 @@ def reliability(runs: pd.DataFrame) -> Figure | None:
         axes.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=3.5, linewidth=1, label=label)
     axes.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100))
     figure.legend(loc="outside right upper")
-    table = calibration(runs)
-    gap = (table["confidence"] - table["accuracy"]).mean()
+    found_of = [[calibration_of(*seed) for seed in seeds] for seeds in found.values()]
+    gap = np.mean([np.mean([confidence - accuracy for confidence, accuracy, _ in each]) for each in found_of])
     text = f"on average {abs(gap):.1f} points {'more' if gap > 0 else 'less'} confident than right"
     return described(figure, f"Accuracy by confidence of {count(len(found), 'setting')}: {text}.")

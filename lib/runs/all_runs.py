@@ -220,16 +220,8 @@ def notebook_command(run: Run, folder: Path) -> list[str]:
     """papermill's command line for a run: every parameter, and where the executed notebook goes."""
     start = "import lib; from papermill.cli import papermill; papermill(prog_name='papermill')"
     command = [sys.executable, "-c", start, str(NOTEBOOK), str(folder / records.NOTEBOOK), "--cwd", str(ROOT)]
-    command += [
-        "-y",
-        yaml.safe_dump(dataclasses.asdict(run.params)),
-        "-k",
-        kernel.NAME,
-        "-l",
-        kernel.LANGUAGE,
-        "--engine",
-        kernel.ENGINE,
-    ]
+    command += ["-y", yaml.safe_dump(dataclasses.asdict(run.params)), "-k", kernel.NAME, "-l", kernel.LANGUAGE]
+    command += ["--engine", kernel.ENGINE]
     return [*command, "--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-", "--stderr-file", "-"]
 
 
