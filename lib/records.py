@@ -63,6 +63,7 @@ NUMBERS = (
     "test_acc", "test_loss", "last_test_acc", "seconds", "images_per_second", "peak_memory_mb", "parameters",
     "forward_macs",
 )  # fmt: skip
+OF_THE_HISTORY = ("val_acc", "fastest_images_per_second")  # what `load` finds there
 HISTORY = ("epoch", "lr", "loss", "train_loss", "train_acc", "seconds", "images_per_second")
 
 
@@ -218,7 +219,8 @@ def load(study: Study) -> pd.DataFrame:
     Columns: run, settings (tuple), seed, arch, kernel and patch (NaN where the network has none), lr, epochs, params (a
     dict), fingerprint, status, reason, epoch (the last finished one), and of finished runs record (the whole dict)
     with test_acc, test_loss, last_test_acc, val_acc (of the selected epoch; accuracies in per cent), seconds,
-    images_per_second, peak_memory_mb, parameters, forward_macs.
+    images_per_second (the median of its epochs), fastest_images_per_second (of one epoch: what other work on the
+    machine disturbs least), peak_memory_mb, parameters, forward_macs.
 
     status is done, unfinished (trained in part), failed, missing, or refused: a record that is there but cannot be
     used, because it is unreadable, incomplete or of other parameters; `reason` says why in one line.
@@ -235,7 +237,7 @@ def _of_one_data_set(rows: list[dict]) -> list[dict]:
     last = max(done, key=lambda row: str(row["record"].get("finished")))["record"]["data_digest"] if done else ""
     for row in done:
         if (digest := row["record"]["data_digest"]) != last:
-            nothing = {"record": None, **dict.fromkeys((*NUMBERS, "val_acc"), np.nan)}
+            nothing = {"record": None, **dict.fromkeys((*NUMBERS, *OF_THE_HISTORY), np.nan)}
             path = folder_of(row["record"]["study"], row["run"])
             reason = f"{shown(path)}: trained on other images ({digest}) than the run that was finished last ({last}); "
             reason += "move the folder away to train it anew"
@@ -251,7 +253,7 @@ def _row(study: Study, run: studies.Run) -> dict:
         "lr": params.lr, "epochs": params.epochs, "params": params.computed(),
         "fingerprint": params.fingerprint, "status": "missing", "reason": "", "epoch": 0, "record": None,
     }  # fmt: skip
-    row |= dict.fromkeys((*NUMBERS, "val_acc"), np.nan)
+    row |= dict.fromkeys((*NUMBERS, *OF_THE_HISTORY), np.nan)
     try:
         if (folder / RESULT).exists():
             record = read_result(folder / RESULT)
@@ -259,6 +261,7 @@ def _row(study: Study, run: studies.Run) -> dict:
             row |= {"status": "done", "record": record, "epoch": len(record["history"])}
             row |= {name: record[name] for name in NUMBERS}
             row["val_acc"] = val_acc(record)
+            row["fastest_images_per_second"] = max(entry["images_per_second"] for entry in record["history"])
         elif failure := _of_this_run(folder / FAILURE, params):
             row |= {"status": "failed", "reason": str(failure.get("reason")), "epoch": int(failure.get("epoch") or 0)}
         elif progress := _of_this_run(folder / PROGRESS, params):

@@ -197,9 +197,9 @@ def test_the_readme_shows_laptop_once_each_setting_has_a_run(home):
     quick, laptop = (studies.load(name) for name in ("quick", "laptop"))
     made.fill(quick)
     made.fill(laptop, skip={run.name for run in laptop.runs if "patch-4" in run.settings})
-    assert "| ours, `quick` (%) |" in readme.block() and "laptop" not in readme.block().split("\n")[2]
+    assert "| ours, `quick`: 32/4, " in readme.block() and "laptop" not in readme.block().split("\n")[2]
     made.fill(laptop, skip={run.name for run in laptop.runs if run.params.seed})
-    assert "| ours, `laptop` (%) |" in readme.block() and "`quick` (%)" not in readme.block()
+    assert "| ours, `laptop`: 128/4, 10 epochs (%) |" in readme.block() and "ours, `quick`" not in readme.block()
 
 
 def test_parameters_published_figures_and_the_set_up_need_the_standard_library_only():

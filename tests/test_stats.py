@@ -106,3 +106,34 @@ def test_holm_by_hand():
     assert stats.holm(p).tolist()[0] == pytest.approx(0.06)
     assert stats.holm(p).tolist()[3] == pytest.approx(0.06)  # never below a smaller one's
     assert np.isnan(stats.holm(p)[1])
+
+
+def test_a_spread_is_pooled_over_groups():
+    groups = [[80.0, 81.0, 82.0], [90.0, 91.0, 92.0], [], [70.0]]
+    half, free = stats.apart_by_chance(groups)
+    assert free == 4 and half == pytest.approx(scipy.stats.t.ppf(0.975, 4) * 2**0.5)
+    assert stats.apart_by_chance([[1.0], []])[1] == 0
+
+
+def test_two_values_of_one_group_are_that_near_in_95_of_100_pairs():
+    random = np.random.default_rng(0)
+    near = []
+    for _ in range(4000):
+        half, _ = stats.apart_by_chance(list(random.normal(size=(4, 3))))
+        near.append(abs(np.diff(random.normal(size=2))[0]) <= half)
+    assert np.mean(near) == pytest.approx(0.95, abs=0.01)
+
+
+def test_the_limits_of_a_deviation_hold_it_in_95_of_100_samples():
+    random = np.random.default_rng(1)
+    limits = [stats.deviation_limits(sample.std(ddof=1), 5) for sample in random.normal(size=(4000, 5))]
+    assert np.mean([low <= 1 <= high for low, high in limits]) == pytest.approx(0.95, abs=0.01)
+
+
+def test_intervals_of_many_tests_err_together_in_5_of_100_studies():
+    random = np.random.default_rng(2)
+    missed = 0
+    for study in random.normal(size=(2000, 3, 5)):
+        found = [stats.mean(values) for values in study]
+        missed += any(abs(each.mean) > stats.wider(each.half, each.n, 3) for each in found)
+    assert missed / 2000 == pytest.approx(0.05, abs=0.015)

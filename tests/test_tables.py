@@ -232,7 +232,7 @@ def test_what_may_be_compared_depends_on_the_budget(home):
     small = " ".join(sentences.comparable(made.study()))
     assert "ConvMixer-64/4 instead of ConvMixer-256/8" in small and "12 epochs instead of 30" in small
     written = " ".join(sentences.comparable(made.study("written", dim=256, depth=8, epochs=30)))
-    assert written.startswith("Every parameter is as the paper writes it.")
+    assert written.startswith("Every parameter is as the paper writes it, or as the README assumes where it is silent.")
     assert "not the experiment of the paper" not in written and "30 epochs instead of 200, another recipe" in written
     other = " ".join(sentences.comparable(made.study("other", dim=256, depth=8, epochs=30, lr=0.01)))
     assert "not the experiment of the paper: another recipe." in other

@@ -6,6 +6,7 @@ import pandas as pd
 from lib import records
 from lib import study as studies
 from lib.params import Params
+from lib.report import cells
 from lib.report.claims import Evidence
 
 
@@ -51,6 +52,12 @@ def _seeds(done: pd.DataFrame) -> str:
     low, high = min(counts), max(counts)
     many = "" if len(set(map(tuple, done["settings"]))) == 1 else " a setting"
     return f"n={low if low == high else f'{low} to {high}'} seed{'' if high == 1 else 's'}{many}"
+
+
+def of_one_machine(runs: pd.DataFrame) -> list[str]:
+    """Where several machines trained: of which one measured costs are. Nothing where there is one."""
+    several = len(machines(runs["record"].dropna())) > 1
+    return [f"Speed and memory are of {machines(cells.on_one_machine(runs)['record'])[0]} alone."] if several else []
 
 
 def machines(found) -> list[str]:

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 
+from lib import records
 from lib.params import UserError, differences
 from lib.report import published
 
@@ -90,6 +91,13 @@ def configurations(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
         label = _label(first)
         found[label if label not in found else first.settings[0]] = runs.loc[group]
     return found
+
+
+def on_one_machine(runs: pd.DataFrame) -> pd.DataFrame:
+    """The finished runs of the machine that has trained most of the settings: speeds of several cannot be compared."""
+    done = runs[runs["status"] == "done"]
+    by_machine = done.groupby(done["record"].map(records.machine_name), sort=True)
+    return max((group for _, group in by_machine), key=lambda g: (g["settings"].nunique(), len(g)), default=done)
 
 
 def is_sweep(runs: pd.DataFrame) -> pd.Series:

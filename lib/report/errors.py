@@ -259,7 +259,8 @@ def reliability(runs: pd.DataFrame) -> Figure | None:
     figure = Figure((WIDTH, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color=GREY, linewidth=0.8, linestyle="--")
-    looks = zip(itertools.cycle("osD^v"), itertools.cycle(sns.color_palette("colorblind", 7)))
+    colors = [color for i, color in enumerate(sns.color_palette("colorblind")) if i not in (7, 8)]  # not grey, yellow
+    looks = zip(itertools.cycle("osD^v"), itertools.cycle(colors))
     for (label, seeds), (marker, color) in zip(found.items(), looks, strict=False):
         chances, labels = (np.concatenate(parts) for parts in zip(*seeds, strict=True))
         confidence, right = chances.max(1), chances.argmax(1) == labels

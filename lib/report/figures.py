@@ -16,7 +16,7 @@ from lib import records
 from lib import study as studies
 from lib.params import Params
 from lib.report import cells, published, stats, tables
-from lib.report.columns import count, signed
+from lib.report.columns import count, interval, signed
 from lib.report.style import (
     BLUE,
     GREEN,
@@ -245,8 +245,11 @@ def speed(bench: dict | None) -> Figure | None:
 
 
 @styled
-def gap(table: pd.DataFrame) -> Figure | None:
-    """From the paper's accuracy at p=4 to the original's, a bar for each change: the table of lib/report/gap.py."""
+def gap(table: pd.DataFrame, patch: int = 4) -> Figure | None:
+    """From the paper's accuracy at a patch size to the original's, a bar for each change: the table of lib.report.gap.
+
+    What others published is hollow. A bar stands on the level above it that has a finished run.
+    """
     if not table.loc[table["study"] != "", "n"].any():
         return None
     figure, (axes,) = _new(0.66 * len(table) + 0.5)
@@ -258,15 +261,16 @@ def gap(table: pd.DataFrame) -> Figure | None:
             axes.text(0.5, i + 0.05, "no finished run", transform=across, ha="center", va="center", color=GREY)
             continue
         step = 0 if pd.isna(row.step) else row.step
+        face = BLUE if row.study else "white"
         axes.barh(i, step, left=row.accuracy - step, height=0.34, color=GREEN if step >= 0 else ORANGE, alpha=0.8)
-        axes.errorbar(row.accuracy, i, xerr=row.half, fmt="o", color=BLUE, capsize=4, markersize=5)
-        change = f" ({signed(step)})" if step else ""
+        axes.errorbar(row.accuracy, i, xerr=row.half, fmt="o", color=BLUE, mfc=face, capsize=4, markersize=5)
+        change = "" if pd.isna(row.step) else f" ({signed(step)}{interval(row.step_half)})"
         axes.annotate(f"{row.accuracy:.2f}{change}", (row.accuracy, i + 0.36), ha="center", va="center", fontsize=8)
         told.append(f"{row.change}: {row.accuracy:.2f} %{change}")
-    axes.set(ylim=(len(table) - 0.4, -0.6), yticks=[], xlabel="test accuracy at k=9, p=4 (%)")
+    axes.set(ylim=(len(table) - 0.4, -0.6), yticks=[], xlabel=f"test accuracy at k=9, p={patch} (%)")
     axes.use_sticky_edges = False
     axes.margins(x=0.12)  # half of a label stands outside its point
-    return described(figure, f"The gap at p=4, level by level. {'; '.join(told)}.")
+    return described(figure, f"The gap at p={patch}, level by level. {'; '.join(told)}.")
 
 
 def _ablation(runs: pd.DataFrame, table: pd.DataFrame, what: str) -> Figure:

@@ -6,7 +6,7 @@ from lib import records
 from lib import study as studies
 from lib.report import captions, cells, claims, gap, sentences, stats, tables
 from lib.report.claims import Evidence
-from lib.report.columns import Column, number, shows, timed, words
+from lib.report.columns import Column, count, number, shows, timed, words
 
 COLUMNS = (
     words("study", "study", "short"), words("network", "network", "short"),
@@ -29,13 +29,25 @@ def main_study(evidence: Evidence) -> str | None:
 
 
 def found(evidence: Evidence) -> list[str]:
-    """The findings in a few sentences: the claims, the gap, both ablations."""
+    """The findings in a few sentences: the claims, the gap, both ablations, the hours."""
     said = [*claims.tally(evidence), *gap.levels(evidence)]
     if name := main_study(evidence):
         for what in ("kernel", "patch"):
             said += [f"{what.capitalize()} size in `{name}`: {text}"
                      for text in sentences.ablation(evidence.runs(name), what)[:1]]  # fmt: skip
-    return said
+    return said + hours(evidence)
+
+
+def hours(evidence: Evidence) -> list[str]:
+    """What all finished runs took together, and how much of it were trials that chose a recipe."""
+    seconds = {name: evidence.runs(name)["seconds"].dropna() for name in studies.names()}
+    runs = sum(map(len, seconds.values()))
+    if not runs:
+        return []
+    trials = sum(each.sum() for name, each in seconds.items() if name.startswith("trials"))
+    chose = f", {records.span(trials)} of it for trials that chose learning rates and recipes" if trials else ""
+    whole = records.span(sum(each.sum() for each in seconds.values()))
+    return [f"All studies together: {count(runs, 'finished run')} in {whole}{chose}."]
 
 
 @timed

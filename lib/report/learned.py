@@ -102,7 +102,7 @@ def receptive_fields(found: dict[str, dict]) -> Figure | None:
         for width, color in ((theory, "white"), (side, "#D55E00")):
             low, high = max(-0.3, place - width / 2), min(IMAGE - 0.7, place + width / 2)
             axes.add_patch(Rectangle((low, low), high - low, high - low, fill=False, edgecolor=color, linewidth=1.2))
-        axes.set_title(f"{label}: {side} of {theory} px", fontsize=9)
+        axes.set_title(f"{label}\n{side} of {theory} px", fontsize=8)
         told.append(f"{label}: half of the gradient within {side} pixels, {theory} in theory")
     return described(figure, f"Effective receptive fields. {'; '.join(told)}.")
 

@@ -5,6 +5,7 @@ import sys
 import pandas as pd
 
 from lib import records
+from lib import study as studies
 from lib.files import write_bytes
 from lib.report import claims, front, published, sentences, tables
 from lib.report.columns import interval
@@ -24,7 +25,7 @@ def block() -> str:
     runs = {name: evidence.runs(name) for name in ("paper", main)}
     cells_of = {name: pd.concat([tables.kernel(table), tables.patch(table)]) for name, table in runs.items()}
     cells_of = {name: table for name, table in cells_of.items() if table["n"].any()}
-    head = ["setting", *(f"ours, `{name}` (%)" for name in cells_of), "the paper (%)", "the original (%)"]
+    head = ["setting", *(_head(name) for name in cells_of), "the paper (%)", "the original (%)"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for kernel, patch in published.PARAMETERS:
         ours = [_ours(table[(table["kernel"] == kernel) & (table["patch"] == patch)]) for table in cells_of.values()]
@@ -33,8 +34,14 @@ def block() -> str:
         lines.append(f"| {' | '.join([f'k={kernel}, p={patch}', *ours, theirs, f'{original:.2f}'])} |")
     picture = f"![{both_ablations(runs[main]).get_label()}](reports/published/{main}/figures/both-ablations.png)"
     said = [*front.found(evidence), *(f"In `{main}` {text}" for text in sentences.compute(runs[main])[:1])]
-    said += [line for bench in records.benches()[:1] for line in sentences.speed(bench)[:1]]
+    said += [line for bench in records.benches()[:1] for line in [" ".join(sentences.speed(bench)[:2])]]
     return "\n".join([picture, "", *lines, "", *(f"- {line}" for line in said)])
+
+
+def _head(name: str) -> str:
+    """What a column of ours is: which study, which network, how many epochs."""
+    p = studies.load(name).base
+    return f"ours, `{name}`: {p.dim}/{p.depth}, {p.epochs} epochs (%)"
 
 
 def _ours(rows: pd.DataFrame) -> str:

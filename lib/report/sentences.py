@@ -24,7 +24,7 @@ CHOICE = {
     "best_val": "Reported are the weights of the epoch with the best validation accuracy; the test set is used only "
     "after training.",
     "best_test": "Reported are the weights of the epoch with the best test accuracy: a leak, as in the paper's "
-    "notebooks, which makes every accuracy here too high.",
+    "notebooks, which can make every accuracy here too high.",
 }
 
 
@@ -155,7 +155,8 @@ def comparable(study: Study) -> list[str]:
     p, others = study.base, []
     if p.dataset != "cifar10":
         return [f"The paper and the original have published nothing about {p.data}, so nothing stands beside it here."]
-    said = [] if len(tables.overrides(study)) else ["Every parameter is as the paper writes it."]
+    written = "Every parameter is as the paper writes it, or as the README assumes where it is silent."
+    said = [] if len(tables.overrides(study)) else [written]
     for who, epochs, theirs in (
         ("the paper", published.EPOCHS, Params()),
         ("the original", published.ORIGINAL_EPOCHS, base_params("original")),
@@ -307,8 +308,8 @@ def _certainty(runs: pd.DataFrame, ours: pd.DataFrame, steps: pd.DataFrame, sign
         return said
     if trend.levels >= 3:
         said.append(
-            f"Page's trend test over {trend.n} seeds gives p {_p(trend.p)} for the predicted order (a perfect "
-            f"order has 1 chance in {1 / trend.smallest_p:,.0f})."
+            f"Page's trend test over {trend.n} seeds gives p {_p(trend.p)} for the predicted order over all sizes, not "
+            f"for each of its steps (a perfect order has 1 chance in {1 / trend.smallest_p:,.0f})."
         )
     if (smallest := steps["smallest_p"].max()) >= 0.05:
         said.append(
@@ -325,7 +326,8 @@ def _largest(steps: pd.DataFrame, asked: int, sign: int) -> list[str]:
         return []
     tops = [steps.loc[(sign * steps[c]).idxmax(), "step"] for c in ("difference", "paper_step", "original_step")]
     return [
-        f"The largest step in the predicted direction is {tops[0]}; the paper's is {tops[1]}, the original's {tops[2]}."
+        f"By the means alone, the largest step in the predicted direction is {tops[0]}; the paper's is {tops[1]}, the "
+        f"original's {tops[2]}."
     ]
 
 
@@ -345,7 +347,7 @@ def comparison(runs: pd.DataFrame) -> list[str]:
     ]
     alike, pairs = stats.same_order(table["ours"], table["original"])
     if pairs:
-        said.append(f"{alike} of {pairs} pairs of configurations are ordered as in the original.")
+        said.append(f"{alike} of {pairs} pairs of configurations are ordered as in the original, by their means alone.")
     said.append(
         "The original's figures are as the paper quotes them; other readings of its table that reached us differ by up "
         f"to {published.other_readings():.2f} points."
@@ -388,7 +390,8 @@ def selection(runs: pd.DataFrame) -> list[str]:
     leaks = (table["best_on_test"] - table["last_epoch"]).dropna()
     if len(leaks):
         said.append(
-            f"Against the last epoch, the best test accuracy of any epoch gains {_range(leaks)} points: the leak."
+            f"Against the last epoch, the best test accuracy of any epoch gains {_range(leaks)} points: the leak, of "
+            "which one run says little, since its last epoch may happen to be its best."
         )
     elif len(gains):
         said.append(
@@ -412,19 +415,18 @@ def compute(runs: pd.DataFrame) -> list[str]:
     said = [
         f"{count(len(done), 'run')} took {records.span(done['seconds'].sum())} in all, on {' and '.join(machines)}."
     ]
-    if len(machines) > 1:
-        return [*said, "Times of different machines stand side by side here: they cannot be compared."]
-    speed = tables.compute_by_setting(runs).dropna(subset=["images_per_second"]).set_index("setting")
+    said += captions.of_one_machine(runs)
+    column = "fastest_images_per_second"
+    speed = tables.compute_by_setting(runs).dropna(subset=[column]).set_index("setting")
     for what, ends in (("kernel", "k"), ("patch", "p")):
         names = [name for name in cells.ablation(runs, what) if name in speed.index]
         if len(names) > 1:
             low, high = speed.loc[names[0]], speed.loc[names[-1]]
-            ratio = high["images_per_second"] / low["images_per_second"]
             said.append(
-                f"{ends}={high[what]:.0f} trains {high['images_per_second']:,.0f} images a second, {_times(ratio)} "
-                f"as many as {ends}={low[what]:.0f}."
+                f"{ends}={high[what]:.0f} trains {high[column]:,.0f} images a second in its fastest epoch, "
+                f"{_times(high[column] / low[column])} as many as {ends}={low[what]:.0f}."
             )
-    said.append("Runs may have shared their machine with others; `make bench` is what compares speeds.")
+    said.append("Runs may have shared their machine with other work; `make bench` is what compares speeds.")
     return said
 
 

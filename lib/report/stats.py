@@ -74,6 +74,32 @@ def paired(first: dict, second: dict) -> Paired:
     return Paired(n, average, half, float(flip.pvalue), 2.0 ** (1 - n))
 
 
+def wider(half: float, n: int, tests: int) -> float:
+    """Half of an interval of n values, widened (Bonferroni) so that all of so many tests err together in 5 %."""
+    limit, wide = (scipy.stats.t.ppf(1 - (1 - LEVEL) / 2 / each, n - 1) for each in (1, tests))
+    return half * float(wide / limit)
+
+
+def apart_by_chance(groups: list[list[float]]) -> tuple[float, int]:
+    """How far apart two single values of one group lie at most, in 95 % of pairs, and on how many degrees of freedom.
+
+    The spread is pooled over the groups (the seeds of one setting, then of another), as if it were the same in all.
+    """
+    values = [_finite(group) for group in groups if group]
+    free = sum(len(group) - 1 for group in values)
+    if not free:
+        return math.nan, 0
+    variance = sum(((group - group.mean()) ** 2).sum() for group in values) / free
+    return float(scipy.stats.t.ppf((1 + LEVEL) / 2, free) * math.sqrt(2 * variance)), free
+
+
+def deviation_limits(deviation: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a standard deviation that n normal values gave."""
+    tails = scipy.stats.chi2.ppf([(1 + LEVEL) / 2, (1 - LEVEL) / 2], n - 1)
+    low, high = deviation * np.sqrt((n - 1) / tails)
+    return float(low), float(high)
+
+
 def seeds_for(step: float, spread: float, power: float = 0.8) -> int:
     """Paired seeds with which a two-sided t-test at 5 % finds a true difference `step` with this power.
 
