@@ -245,6 +245,20 @@ def _of_one_data_set(rows: list[dict]) -> list[dict]:
     return rows
 
 
+def refuse_changed(study: Study, digest: str) -> None:
+    """RecordError if a folder's images are no longer those of the study's finished runs, before more are trained.
+
+    Of all its runs, also where `study` has been narrowed to some.
+    """
+    for record in load(studies.load(study.name))["record"].dropna():
+        if record["data_digest"] != digest:
+            raise RecordError(
+                f"{study.base.dataset}: holds other images than {record['run']} was trained on "
+                f"({record['data_digest']} -> {digest}): bring them back, or move "
+                f"{shown(study_folder(study.name) / 'runs')} away to train on these"
+            )
+
+
 def _row(study: Study, run: studies.Run) -> dict:
     params, folder = run.params, folder_of(study.name, run.name)
     row = {
@@ -263,9 +277,9 @@ def _row(study: Study, run: studies.Run) -> dict:
             row["val_acc"] = val_acc(record)
             row["fastest_images_per_second"] = max(entry["images_per_second"] for entry in record["history"])
         elif failure := _of_this_run(folder / FAILURE, params):
-            row |= {"status": "failed", "reason": str(failure.get("reason")), "epoch": int(failure.get("epoch") or 0)}
+            row |= {"status": "failed", "reason": str(failure.get("reason")), "epoch": failure.get("epoch", 0)}
         elif progress := _of_this_run(folder / PROGRESS, params):
-            row |= {"status": "unfinished", "epoch": len(progress.get("history") or [])}
+            row |= {"status": "unfinished", "epoch": len(progress.get("history", []))}
             row["reason"] = f"at epoch {row['epoch']} of {params.epochs}"
     except RecordError as error:
         row |= {"status": "refused", "reason": str(error)}
@@ -274,18 +288,22 @@ def _row(study: Study, run: studies.Run) -> dict:
 
 def note_failure(folder: Path, params: Params, reason: str) -> None:
     """Leaves the reason for the report and for `make status`; an error here, as on a full disk, is ignored."""
-    epoch = 0
-    with contextlib.suppress(RecordError):
-        epoch = len(read_json(folder / PROGRESS).get("history", []))
+    epoch = len(_of_this_run(folder / PROGRESS, params).get("history", []))
     failure = {"reason": reason, "epoch": epoch, "fingerprint": params.fingerprint, "when": now()}
     with contextlib.suppress(OSError):
         write_json(folder / FAILURE, failure)
 
 
-def _of_this_run(path: Path, params: Params) -> dict | None:
-    """What an unfinished run has left, or None where there is nothing or it is of other parameters."""
-    values = read_json(path) if path.exists() else {}
-    return values if values.get("fingerprint") == params.fingerprint else None
+def _of_this_run(path: Path, params: Params) -> dict:
+    """What an unfinished run has left; empty where there is nothing, or nothing that can be read, or it is of other
+    parameters. Only words depend on it: the run goes on from its checkpoint.
+    """
+    with contextlib.suppress(RecordError):
+        values = read_json(path)
+        epoch, history = values.get("epoch", 0), values.get("history", [])
+        if values.get("fingerprint") == params.fingerprint and isinstance(epoch, int) and isinstance(history, list):
+            return values
+    return {}
 
 
 def refuse_other(record: dict, params: Params, path: Path) -> None:

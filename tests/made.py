@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ SETTINGS = [
     "lr-1e-4", "lr-1e-3", "lr-1e-2",
 ]  # fmt: skip
 LABELS = np.repeat(np.arange(10, dtype=np.uint8), 1000)
+DATA = SimpleNamespace(digest="sha256:" + "0" * 64)  # what datasets.load would give, as far as records tell
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -130,7 +132,7 @@ def record(run, order: float = 1.0, leak: bool = False) -> dict:
         "last_test_loss": history[-1]["val_loss"], "per_class_acc": dict.fromkeys(classes(p), test),
         "seconds": seconds, "seconds_per_epoch": seconds / p.epochs, "images_per_second": speed,
         "peak_memory_mb": 900.0 / p.patch, "parameters": 50_000 + 256 * p.kernel**2,
-        "forward_macs": 30_000_000 // p.patch**2, "data_digest": "sha256:" + "0" * 64,
+        "forward_macs": 30_000_000 // p.patch**2, "data_digest": DATA.digest,
         "train_images": p.train_images or 45_000,
         "val_images": 5_000, "checkpoints": 3, "resumed": 0, "started": "2026-01-01T00:00:00+00:00",
         "finished": "2026-01-01T01:00:00+00:00",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +18,7 @@ RUNS = ["k3-p1-seed0", "k5-p1-seed0", "k7-p1-seed0", "k9-p1-seed0"]
 def study(monkeypatch, tmp_path):
     """A study of four runs in a folder with a hard name, the data at hand, and no variable set."""
     made.place(monkeypatch, tmp_path / "it's | here")
-    monkeypatch.setattr(cluster.datasets, "load", lambda p: None)
+    monkeypatch.setattr(cluster.datasets, "load", lambda p: made.DATA)
     for name in (*cluster.OPTIONS, "SBATCH_PARTITION"):
         monkeypatch.delenv(name, raising=False)
     return made.study(settings=[f"kernel-{kernel}" for kernel in (3, 5, 7, 9)])
@@ -124,6 +125,14 @@ def test_a_task_runs_its_run_and_writes_beside_it_whatever_the_folder_is_called(
     log = (made.folder_of(study, study.runs[2]) / cluster.LOG).read_text().splitlines()
     assert log[1] == log[3] == f"{cluster.ROOT}, 5 threads: -m lib.runs made --run k7-p1-seed0"
     assert ": task 7_2 on " in log[0] and len(log) == 4
+
+
+def test_on_a_folder_that_has_changed_nothing_is_submitted(study, slurm, monkeypatch, capsys):
+    made.fill(study, skip={study.runs[1].name})
+    monkeypatch.setattr(cluster.datasets, "load", lambda p: SimpleNamespace(digest="of now"))
+    assert all_runs.main([study.name, "--submit"]) == 1
+    assert "holds other images than" in capsys.readouterr().err
+    assert "sbatch" not in slurm.asked
 
 
 def test_a_comment_that_slurm_would_refuse_is_of_several_arrays(study, slurm):

@@ -7,8 +7,8 @@ import torch
 import made
 from lib import records
 from lib.explore import receptive_field
-from lib.model import ConvMixer
-from lib.report import learned
+from lib.model import CNN, ConvMixer
+from lib.report import learned, run_figures
 
 
 def test_theoretical_sizes_are_the_papers():
@@ -67,6 +67,10 @@ def test_a_network_without_kernels_has_a_field_alone(home):
     made.fill(study)
     arrays = records.read_arrays(records.load(study)["record"][0])
     assert learned.kernels({"cnn": arrays}) is None and learned.patch_embeddings({"cnn": arrays}) is None
+    found = learned.one(records.load(study)["record"][0], arrays)
+    assert learned.reach(found)["theoretical"].isna().all() and learned.reach(found)["half"].all()
+    assert learned.receptive_fields(found) is not None
+    assert run_figures.reach(CNN()) is None
 
 
 def test_nothing_is_drawn_of_nothing(home):

@@ -45,6 +45,17 @@ def test_an_unfinished_and_a_failed_run_say_how_far_they_are(study):
     assert row(study).status == "unfinished"
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"fingerprint": "OURS", "epoch": "two", "history": 3}'])
+def test_what_an_unfinished_run_left_and_cannot_be_read_stands_in_no_ones_way(study, content):
+    folder = result_of(study, "k3-p1-seed0").parent
+    folder.mkdir(parents=True)
+    for name in (records.PROGRESS, records.FAILURE):
+        (folder / name).write_text(content.replace("OURS", study.runs[0].params.fingerprint))
+    assert (row(study).status, row(study).epoch) == ("missing", 0)  # it goes on from its checkpoint, if it has one
+    records.note_failure(folder, study.runs[0].params, "the disk is full")
+    assert (row(study).status, row(study).reason) == ("failed", "the disk is full")
+
+
 def no_json(text):
     return text[:100]
 

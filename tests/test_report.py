@@ -16,7 +16,7 @@ import nbformat
 import pytest
 
 import made
-from lib.report import page
+from lib.report import page, show
 from lib.study import ROOT
 
 CELLS = json.loads((ROOT / "notebooks" / "summary.ipynb").read_text(encoding="utf-8"))["cells"]
@@ -70,7 +70,7 @@ def copy(tmp_path_factory):
         made.stop(part, part.runs[0], "failure", reason="<b>out of memory</b>", epoch=1)
         made.study("none", seeds=range(2))
         made.fill(made.study("trials", settings=["kernel-3", *({"patch-4": {"lr": lr}} for lr in (0.1, 0.2))]))
-        made.fill(made.study("pets", settings=[*made.SETTINGS, "cnn"], seeds=range(2), dataset="folder:my pets"))
+        made.fill(made.study("pets", settings=[*made.SETTINGS, "cnn"], seeds=range(2), dataset="folder:my <i>pets"))
     return home
 
 
@@ -174,7 +174,8 @@ def test_a_page_of_other_data_says_so_and_shows_nothing_that_others_published(co
     saved = files(copy / "reports" / "pets")
     text = saved["index.html"].decode()
     assert_offline(Page(text))
-    assert "<title>ConvMixer on my pets: pets</title>" in text and "ConvMixer on my pets: kernel and patch" in text
+    assert "<title>ConvMixer on my &lt;i&gt;pets: pets</title>" in text
+    assert "ConvMixer on my &lt;i&gt;pets: kernel and patch" in text and "<i>" not in text
     assert "3 classes (cat, dog, owl); 45,000 images to train with, 5,000 for validation, 10,000 for the test" in text
     # Neither a section nor a file about it, and none of its figures.
     assert not [name for name in saved if any(word in name for word in ("claims", "gap", "table-iv"))]
@@ -240,3 +241,10 @@ def test_the_front_page_lists_the_studies_that_have_runs(copy, built):
     other = text[text.index('id="other-images"') :]
     assert 'href="pets/index.html"' in other[: other.index("</figure>")] and text.count("pets/index.html") == 1
     assert_offline(Page(text))
+
+
+def test_a_link_is_one_to_a_page_and_nothing_that_runs():
+    """Names of classes and folders are somebody's text, too."""
+    linked = show._prose("[a](https://x.org/b) [c](../c/index.html)")
+    assert linked == '<a href="https://x.org/b">a</a> <a href="../c/index.html">c</a>'
+    assert "<a" not in show._prose("[a](javascript:alert%281%29) [b](data:text/html,c)")

@@ -194,6 +194,8 @@ def test_on_a_folder_that_has_changed_nothing_is_trained(monkeypatch, tmp_path, 
     said = capsys.readouterr().err
     assert said.startswith("folder:pets: holds other images than k3-p1-seed0 was trained on (sha256:000")
     assert said.count("\n") == 1 and "-> of now): bring them back, or move reports/made/runs away" in said
+    assert all_runs.main([study.name, "--run", study.runs[1].name]) == 1  # as each task of a cluster is started
+    assert capsys.readouterr().err == said
 
 
 def test_a_run_that_another_process_finishes_at_this_moment_has_not_failed(monkeypatch, tmp_path, capsys):
@@ -209,7 +211,7 @@ def test_a_run_that_another_process_finishes_at_this_moment_has_not_failed(monke
         return "pid 1 on elsewhere" if len(asked) == 2 else None
 
     monkeypatch.setattr(all_runs, "holder", finishing)
-    monkeypatch.setattr(all_runs.datasets, "load", lambda p: None)
+    monkeypatch.setattr(all_runs.datasets, "load", lambda p: made.DATA)
     monkeypatch.setattr(all_runs, "estimates", lambda *_: {})
     assert all_runs.main([study.name]) == 0
     assert len(asked) >= 3 and "left to pid 1 on elsewhere" in capsys.readouterr().out
@@ -275,7 +277,7 @@ def test_a_run_that_fails_before_training_leaves_its_reason_and_one_that_is_stop
     made.stop(study, study.runs[0], "failure", reason="of an earlier attempt", epoch=1)
     command = [all_runs.sys.executable, "-c", f"import os, signal, sys; {code}"]
     monkeypatch.setattr(all_runs, "notebook_command", lambda run, folder: command)
-    monkeypatch.setattr(all_runs.datasets, "load", lambda p: None)
+    monkeypatch.setattr(all_runs.datasets, "load", lambda p: made.DATA)
     monkeypatch.setattr(all_runs, "estimates", lambda *_: {})
     assert all_runs.main([study.name]) == 1
     shown = capsys.readouterr().err.splitlines()[-1]
@@ -320,7 +322,7 @@ def test_runs_at_a_time_divide_the_cores_and_the_gpus_among_them(monkeypatch, tm
     monkeypatch.setattr(all_runs.machine, "cores", lambda: 8)
     monkeypatch.setattr(all_runs, "process", Gpus)
     monkeypatch.setattr(all_runs, "execute", execute)
-    monkeypatch.setattr(all_runs.datasets, "load", lambda p: None)
+    monkeypatch.setattr(all_runs.datasets, "load", lambda p: made.DATA)
     monkeypatch.setattr(all_runs, "estimates", lambda *_: {})
     assert all_runs.main([study.name, "--jobs", str(jobs)]) == 1
     said = capsys.readouterr().err

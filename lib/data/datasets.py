@@ -153,8 +153,10 @@ def archive(folder: Path, of: Any) -> None:
     """Sees to it that the archive of a data set of torchvision's lies in a folder, whole."""
     path = folder / of.filename
     if path.exists():
-        download.checksum(path, "md5", of.tgz_md5)
-        return
+        try:
+            return download.checksum(path, "md5", of.tgz_md5)
+        except DataError as error:
+            download.say(f"{error}; fetching it again")
     unfinished = folder / f"{of.filename}{download.UNFINISHED}"
     try:
         download.fetch_whole(of.url, unfinished, "md5", of.tgz_md5)

@@ -94,7 +94,7 @@ def cifar10(data_dir: str = "") -> Arrays:
         try:
             held = lock(folder / ".fetch.lock", 0)
         except filelock.Timeout:
-            _say(f"another process is fetching CIFAR-10 into {folder}: waiting for it")
+            say(f"another process is fetching CIFAR-10 into {folder}: waiting for it")
             held = lock(folder / ".fetch.lock")
         with held:
             return _fetch(folder)
@@ -125,7 +125,7 @@ def _fetch(folder: Path) -> Arrays:
             return _read_copy(copy)
         except DataError as error:
             failures.append(str(error))
-            _say(f"{error}; fetching it again")
+            say(f"{error}; fetching it again")
             copy.unlink()
     for name, source in SOURCES.items():
         try:
@@ -147,7 +147,7 @@ def _fetch(folder: Path) -> Arrays:
                 if source is not from_placed:  # else nothing is lost: it is read again the next time
                     raise
             else:
-                _say(f"CIFAR-10 is in {copy}, from {name}, all four checksums right")
+                say(f"CIFAR-10 is in {copy}, from {name}, all four checksums right")
             return arrays
     raise DataError(
         f"Could not get CIFAR-10. Place {OFFICIAL} (from the page of its authors), the folder {UNPACKED} in it, or "
@@ -428,7 +428,8 @@ def _line(error: Exception) -> str:
     return (str(error) or type(error).__name__).strip().splitlines()[0]
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line about what is being fetched, on stderr: a record or a page may be on stdout."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -100,15 +100,18 @@ def receptive_fields(found: dict[str, dict]) -> Figure | None:
         place, theory = middle(arrays["record"]["params"]), theoretical(arrays["record"]["params"])
         side = half_of(field, place)
         for width, color in ((theory, "white"), (side, "#D55E00")):
+            if math.isnan(width):
+                continue
             low, high = max(-0.3, place - width / 2), min(IMAGE - 0.7, place + width / 2)
             axes.add_patch(Rectangle((low, low), high - low, high - low, fill=False, edgecolor=color, linewidth=1.2))
-        axes.set_title(f"{label}\n{side} of {theory} px", fontsize=8)
-        told.append(f"{label}: half of the gradient within {side} pixels, {theory} in theory")
+        of = "" if math.isnan(theory) else f" of {theory}"
+        axes.set_title(f"{label}\n{side}{of} px", fontsize=8)
+        told.append(f"{label}: half of the gradient within {side}{of} pixels")
     return described(figure, f"Effective receptive fields. {'; '.join(told)}.")
 
 
 @shows(
-    words("network", "network", "short"), number("theoretical", "could reach (px)", "{}"),
+    words("network", "network", "short"), number("theoretical", "could reach (px)", "{:.0f}"),
     number("half", "half of the gradient within (px)", "{}"), number("most", "95 % within (px)", "{}"),
 )  # fmt: skip
 def reach(found: dict[str, dict]) -> pd.DataFrame:
@@ -121,8 +124,13 @@ def reach(found: dict[str, dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def theoretical(params: dict) -> int:
-    """The side (pixels) of the square that the last block's middle place can depend on: p (1 + d (k - 1))."""
+def theoretical(params: dict) -> float:
+    """The side (pixels) of the square that the last block's middle place can depend on: p (1 + d (k - 1)).
+
+    NaN for what is no ConvMixer.
+    """
+    if params.get("arch", "convmixer") != "convmixer":
+        return math.nan
     return params["patch"] * (1 + params["depth"] * (params["kernel"] - 1))
 
 

@@ -12,6 +12,7 @@ The same records give the same bytes, so git shows a change only where a number 
 import base64
 import re
 import sys
+from html import escape
 from pathlib import Path
 
 from lib import files, kernel, records
@@ -73,7 +74,7 @@ def execute(source: Path, parameters: dict, output: Path, about: Params):
         notebook = load_notebook_node(str(source))
         needless = "other-data" if about.dataset == "cifar10" else "cifar10"
         notebook.cells = [cell for cell in notebook.cells if needless not in cell.metadata.get("tags", ())]
-        notebook.cells[0].source = notebook.cells[0].source.replace(Params().data, about.data, 1)
+        notebook.cells[0].source = notebook.cells[0].source.replace(Params().data, escape(about.data), 1)
         return papermill.execute_notebook(
             notebook, output, parameters, kernel_name=kernel.NAME, language=kernel.LANGUAGE,
             engine_name=kernel.ENGINE, progress_bar=False, cwd=source.parent,

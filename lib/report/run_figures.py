@@ -52,12 +52,18 @@ def live_curves() -> Callable:
     return show
 
 
-def reach(model) -> Figure:
-    """Mean size of the depthwise weights by their distance from the middle, each block relative to its largest."""
+def reach(model) -> Figure | None:
+    """Mean size of the depthwise weights by their distance from the middle, each block relative to its largest.
+
+    None for what is no ConvMixer.
+    """
+    if not (hasattr(model, "stem") and hasattr(model, "blocks")):
+        return None
     import seaborn as sns  # a second that a training need not wait
 
     rows = []
-    for number, weights in enumerate(depthwise(model), start=1):
+    for number, block in enumerate(model.blocks, start=1):
+        weights = block[0].fn[0].weight.detach().cpu().numpy()[:, 0]  # (dim, k, k)
         k = weights.shape[-1]
         y, x = np.indices((k, k)) - (k - 1) / 2
         distance = np.maximum(np.abs(x), np.abs(y))
@@ -69,8 +75,3 @@ def reach(model) -> Figure:
     sns.lineplot(table, x="distance", y="size", hue="block", style="block", markers=True, palette="viridis", ax=axes)
     axes.set(xlabel="distance from the middle of the kernel (pixels)", ylabel="mean |weight|, relative", ylim=(0, None))
     return figure
-
-
-def depthwise(model) -> list[np.ndarray]:
-    """The depthwise kernels of each block, (dim, k, k)."""
-    return [block[0].fn[0].weight.detach().cpu().numpy()[:, 0] for block in model.blocks]

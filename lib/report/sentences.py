@@ -358,12 +358,12 @@ def comparison(runs: pd.DataFrame) -> list[str]:
 def others(runs: pd.DataFrame) -> list[str]:
     """Each finished setting that is in no table of the paper, beside what was published for its k and p.
 
-    Of one that is tried in several variants the one that is best in validation.
+    Of one that is tried in several variants the one that is best in validation, where there is one.
     """
     said, tried = [], {}
     for row in tables.others(runs).to_dict("records"):
         name, _, changes = row["setting"].partition(" ")
-        if row["n"] and changes:
+        if row["n"] and changes and pd.notna(row["validation"]):
             tried.setdefault(name, []).append((row["validation"], changes, row["n"]))
         elif row["n"]:
             beside = f"; published elsewhere for its k and p: {row['published']}" if row["published"] else ""

@@ -14,7 +14,7 @@ from IPython.display import display
 from lib.report import captions, style
 from lib.report.columns import Column
 
-CODE, LINK = re.compile(r"`([^`]+)`"), re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
+CODE, LINK = re.compile(r"`([^`]+)`"), re.compile(r"\[([^\]]+)\]\(((?:https://)?[^):\s]+)\)")  # no javascript:
 SIGNS = {"−": "$-$", "–": "--", "±": "$\\pm$", "×": "$\\times$", "→": "$\\to$", "“": "``", "”": "''"}  # in LaTeX
 
 

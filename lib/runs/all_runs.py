@@ -29,7 +29,7 @@ import yaml
 
 from lib import kernel, machine, records
 from lib.data import datasets
-from lib.params import FOLDER, ParameterError, UserError
+from lib.params import ParameterError, UserError
 from lib.records import span
 from lib.runs import cluster, progress
 from lib.runs.lock import claim, holder
@@ -137,8 +137,7 @@ def train_all(study: Study, jobs: int) -> int:
     if todo:
         try:
             data = datasets.load(study.base)  # fetched or read once, with visible progress; only training needs it
-            if study.base.dataset.startswith(FOLDER):  # CIFAR-10 and CIFAR-100 are verified to the byte
-                refuse_changed(table, data.digest, study)
+            records.refuse_changed(study, data.digest)
         except ParameterError:
             raise
         except UserError as error:
@@ -174,17 +173,6 @@ def train_all(study: Study, jobs: int) -> int:
     done = len(study.runs) - len(rest)
     print(f"{study.name}: {done} of {len(study.runs)} runs are finished")
     return 1 if rest else 0
-
-
-def refuse_changed(table: pd.DataFrame, digest: str, study: Study) -> None:
-    """RecordError if a folder's images are no longer those of the study's finished runs, before more are trained."""
-    for record in table["record"].dropna():
-        if record["data_digest"] != digest:
-            raise records.RecordError(
-                f"{study.base.dataset}: holds other images than {record['run']} was trained on "
-                f"({record['data_digest']} -> {digest}): bring them back, or move "
-                f"{shown(records.study_folder(study.name) / 'runs')} away to train on these"
-            )
 
 
 def train(study: Study, run: Run, places: queue.SimpleQueue) -> bool:

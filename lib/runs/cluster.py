@@ -42,7 +42,7 @@ class ClusterError(UserError):
 def submit(study: Study) -> int:
     """Hands SLURM each run that is neither finished nor refused nor under way, in the study's order; an exit status.
 
-    Raises ClusterError, DataError.
+    Raises ClusterError, DataError, RecordError.
     """
     if not shutil.which("sbatch"):
         raise ClusterError(f"no SLURM here (sbatch); `make runs STUDY={study.name}` trains on this machine")
@@ -55,7 +55,8 @@ def submit(study: Study) -> int:
         for run in refused:
             print(table.reason[run.name], file=sys.stderr)
         if todo:
-            datasets.load(study.base)  # here, once: a node may reach no other machine
+            data = datasets.load(study.base)  # here, once: a node may reach no other machine
+            records.refuse_changed(study, data.digest)
             for part in parts(study, todo):
                 print(f"{study.name}: job {sbatch(study, part)} trains {', '.join(run.name for run in part)}")
     done = len(study.runs) - len(left) - len(refused)
