@@ -85,7 +85,7 @@ predict: $(READY)
 	@$(BIN)/python -m lib.predict --run "$$RUN" "$$IMAGE"
 
 play: $(READY) data
-	@$(BIN)/python -m lib.report.play
+	@$(BIN)/python -m lib.report.play.build
 
 verify: $(READY) data
 	@$(BIN)/python -m lib.verify
@@ -112,14 +112,14 @@ test-slurm: $(READY) data
 	@$(BIN)/python tests/slurm
 
 bench: $(READY)
-	@$(BIN)/python -m lib.bench
+	@$(BIN)/python -m lib.runs.bench
 
 # Published records stand apart, so that a clone trains its own: make report readme CONVMIXER_REPORTS=reports/published
 readme: $(READY) data
 	@CONVMIXER_REPORTS=reports/published $(BIN)/python -m lib.report.readme
 	@CONVMIXER_REPORTS=reports/published $(BIN)/python -m lib.report --front
 	@$(BIN)/python -m lib.report.cards
-	@$(BIN)/python -m lib.report.play
+	@$(BIN)/python -m lib.report.play.build
 
 # In a container one is often root, which Jupyter refuses unless told.
 lab: $(READY)

@@ -191,15 +191,11 @@ def try_out(device) -> None:
 
 
 def gpu_name(number: int = 0) -> str:
-    """The NVIDIA card as torch or, where it cannot, its driver names it."""
+    """The NVIDIA card as torch names it."""
     import torch
 
     with contextlib.suppress(Exception):  # the device that cannot be used may not say its name either
         return torch.cuda.get_device_name(number)
-    with contextlib.suppress(OSError, IndexError, StopIteration):
-        card = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))[number]
-        lines = card.read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("Model:"))
     return "the GPU"
 
 

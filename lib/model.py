@@ -92,9 +92,9 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def forward_macs(model: nn.Module, image: int = IMAGE) -> int:
+def forward_macs(model: nn.Module) -> int:
     """Multiply-accumulates of products, convolutions and attention for one image, forward, as torch counts them."""
     shapes_only = copy.deepcopy(model).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        shapes_only(torch.empty(1, 3, image, image, device="meta"))
+        shapes_only(torch.empty(1, 3, IMAGE, IMAGE, device="meta"))
     return counter.get_total_flops() // 2

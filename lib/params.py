@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import functools
 import hashlib
-import inspect
 import json
 import math
 import re
@@ -243,14 +242,6 @@ def differences(ours: dict, theirs: dict) -> str:
     """`name: theirs -> ours` for every value that differs, in one line."""
     names = [n for n in {**theirs, **ours} if ours.get(n) != theirs.get(n)]
     return ", ".join(f"{n}: {theirs.get(n, 'absent')} -> {ours.get(n, 'absent')}" for n in names)
-
-
-def notebook_cell() -> str:
-    """The source of the `parameters` cell, taken from the class above."""
-    lines = [line.strip() for line in inspect.getsource(Params).splitlines()]
-    first = next(i for i, line in enumerate(lines) if line.startswith("# "))
-    last = max(i for i, line in enumerate(lines) if re.match(r"\w+: \w+ = ", line))
-    return "\n".join(lines[first : last + 1])
 
 
 def assigned(source: str) -> list[str]:

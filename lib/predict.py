@@ -5,8 +5,6 @@ The network is the published one with the best validation accuracy, or the one t
 
 import argparse
 import functools
-import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -65,22 +63,6 @@ def described(record: dict) -> str:
     )
 
 
-def pictures(words: list[str]) -> list[str]:
-    """The files that are meant: each word is a file or, as make hands them on, several in one word."""
-    found = []
-    for word in words:
-        parts = [] if os.path.exists(word) else _split(word)  # Path.exists raises on a name as long as many names
-        found += parts if len(parts) > 1 and any(map(os.path.exists, parts)) else [word]
-    return found
-
-
-def _split(word: str) -> list[str]:
-    try:
-        return shlex.split(word)
-    except ValueError:  # an apostrophe in a name
-        return word.split()
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command line: exit status 0, or 1 and a line on stderr for each picture that could not be read."""
     parser = argparse.ArgumentParser(prog="python -m lib.predict", description=__doc__.splitlines()[0])
@@ -92,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     failed = 0
     try:
         print(described(network(options.run)[0]))
-        for path in pictures(options.image):
+        for path in options.image:
             try:
                 likeliest = predict(path, options.run)[:SHOWN]
             except PictureError as error:

@@ -315,6 +315,11 @@ def refuse_other(record: dict, params: Params, path: Path) -> None:
         )
 
 
+def best_test(record: dict) -> float:
+    """The best test accuracy (%) of any epoch, of a run that watched it: a leak."""
+    return max(entry["test_acc"] for entry in record["history"])
+
+
 def machine_name(record: dict) -> str:
     """What people call the machine of a run's record or of a bench: its GPU, or its processor and the threads used."""
     environment = record["environment"]

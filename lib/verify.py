@@ -60,7 +60,7 @@ def weights(folder: Path) -> tuple[bool, str]:
     """Whether the weights in a run's folder classify the test images as its record has it."""
     record = records.read_result(folder / records.RESULT)
     kept = records.read_arrays(record, folder)
-    p = Params.of(**record["params"]).replace(device="cpu", data_dir="", compile=False, native=True)
+    p = Params.of(**record["params"]).replace(device="cpu", compile=False, native=True)
     model, forward, native = train.build(p, train.pick_device("cpu"), len(records.classes(record)))
     model.load_state_dict(explore.load_weights(folder))
     data = images(p.dataset)

@@ -1,6 +1,7 @@
 """Parameters: what is refused and in which words, what the fingerprint covers, how runs are named."""
 
 import dataclasses
+import inspect
 import re
 
 import nbformat
@@ -17,7 +18,6 @@ from lib.params import (
     ParameterError,
     Params,
     differences,
-    notebook_cell,
     run_name,
 )
 from lib.study import ROOT
@@ -98,6 +98,14 @@ def test_the_defaults_are_the_study_as_written():
     assert (p.epochs, p.batch_size, p.test_batch_size) == (30, 64, 100)
     assert (p.lr, p.weight_decay, p.schedule, p.select) == (0.001, 0.01, "cosine", "best_val")
     assert p.flip and p.crop == "pad" and p.randaugment != "none" and p.erasing and p.mixup and p.cutmix
+
+
+def notebook_cell() -> str:
+    """What the `parameters` cell has to be, taken from the class."""
+    lines = [line.strip() for line in inspect.getsource(Params).splitlines()]
+    first = next(i for i, line in enumerate(lines) if line.startswith("# "))
+    last = max(i for i, line in enumerate(lines) if re.match(r"\w+: \w+ = ", line))
+    return "\n".join(lines[first : last + 1])
 
 
 def test_the_notebook_offers_exactly_these_parameters():

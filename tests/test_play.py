@@ -78,6 +78,7 @@ def test_images_are_the_first_of_each_class(cifar):
         np.testing.assert_array_equal(image, cifar["test_images"][first])
 
 
-def test_without_images_it_is_one_line(tmp_path):
+def test_without_images_it_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVMIXER_DATA", str(tmp_path))
     with pytest.raises(UserError, match="make data"):
-        build.test_images(tmp_path / "cifar-10.npz")
+        build.test_images()

@@ -66,15 +66,6 @@ def test_several_pictures_and_what_is_none_beside_them(cat, capsys, tmp_path):
     assert out.count(str(cat)) == 2 and err.count("\n") == 2 and "a folder" in err and "no such file" in err
 
 
-def test_words_are_files_when_the_whole_is_none(cat, tmp_path):
-    other = shutil.copy(cat, tmp_path / "other.png")
-    assert predict.pictures([str(cat)]) == [str(cat)]
-    assert predict.pictures([f"{other} {other}"]) == [str(other), str(other)]
-    assert predict.pictures([" ".join([str(other)] * 20)]) == [str(other)] * 20
-    assert predict.pictures([f"'{tmp_path}/no cat.jpg'"]) == [f"'{tmp_path}/no cat.jpg'"]
-    assert predict.pictures([f'"{cat}" {other}']) == [str(cat), str(other)]
-
-
 def test_make_hands_any_file_name_on_whole(cat):
     command = ["make", "--no-print-directory", "-o", f"{sys.prefix}/.ready", f"VENV={sys.prefix}"]
     command += ["predict", f"IMAGE={cat}", "RUN=quick/k9-p1-seed0"]

@@ -126,7 +126,6 @@ BELOW = {
         "train",
     ),
     "report": ("params", "study", "files", "records", "kernel"),
-    "bench": ("runs",),
     "predict": ("params", "records", "data", "explore"),
     "verify": ("params", "study", "records", "native", "data", "explore", "train", "report"),
 }  # fmt: skip

@@ -66,19 +66,12 @@ def test_one_common_seed_has_a_difference_only():
     assert stats.paired({0: 1.0}, {1: 2.0}).n == 0
 
 
-@pytest.mark.parametrize("levels", [3, 4])
-def test_a_perfect_order_of_one_seed_has_probability_one_in_k_factorial(levels):
-    result = stats.trend([range(levels)])
-    assert result.p == pytest.approx(1 / math.factorial(levels)) == result.smallest_p
-    assert stats.trend([range(levels, 0, -1)]).p == 1.0
-
-
 def test_trend_over_seeds_is_pages():
     table = np.random.default_rng(0).normal(size=(5, 4)) + np.arange(4)
     result, page = stats.trend(table), scipy.stats.page_trend_test(table)
-    assert (result.statistic, result.p) == (page.statistic, page.pvalue)
+    assert result.p == page.pvalue and result.smallest_p == 24.0**-5
     assert stats.trend([[1, 2, 3]] * 3).p == pytest.approx(1 / 6**3)
-    assert math.isnan(stats.trend([[1, 2]]).p)
+    assert math.isnan(stats.trend([[1, 2]] * 3).p) and math.isnan(stats.trend([[1, 2, 3]]).p)  # two levels; one seed
 
 
 def test_binomial_error_at_89_per_cent():
@@ -93,11 +86,6 @@ def test_mcnemar_is_the_sign_test_of_discordant_images():
     assert stats.mcnemar(first, first, labels) == 1.0
     with pytest.raises(ValueError, match="differ in number"):
         stats.mcnemar(first[:5], second, labels)
-
-
-def test_same_order_counts_pairs():
-    assert stats.same_order([1, 2, 3, 4], [10, 20, 40, 30]) == (5, 6)
-    assert stats.same_order([1, 1, 3], [1, 2, 3]) == (2, 2)
 
 
 def test_holm_by_hand():
@@ -119,7 +107,7 @@ def test_two_values_of_one_group_are_that_near_in_95_of_100_pairs():
     random = np.random.default_rng(0)
     near = []
     for _ in range(4000):
-        half, _ = stats.apart_by_chance(list(random.normal(size=(4, 3))))
+        half, _ = stats.apart_by_chance(random.normal(size=(4, 3)).tolist())
         near.append(abs(np.diff(random.normal(size=2))[0]) <= half)
     assert np.mean(near) == pytest.approx(0.95, abs=0.01)
 

@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pandas as pd
+import scipy.special
 import seaborn as sns
 from matplotlib.figure import Figure
 
@@ -74,9 +75,7 @@ def _most_frequent(shares: np.ndarray, classes: tuple[str, ...]) -> tuple[str, s
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities (N, classes) from logits of any float type."""
-    values = logits.astype(np.float64)
-    values = np.exp(values - values.max(1, keepdims=True))
-    return values / values.sum(1, keepdims=True)
+    return scipy.special.softmax(logits.astype(np.float64), axis=1)
 
 
 @shows(

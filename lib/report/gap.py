@@ -8,6 +8,7 @@ cheapest to take apart; at p=1 there are fewer levels.
 import numpy as np
 import pandas as pd
 
+from lib import records
 from lib import study as studies
 from lib.report import published, stats
 from lib.report.claims import Evidence
@@ -66,9 +67,7 @@ def gap(evidence: Evidence, patch: int = 4) -> pd.DataFrame:
 
 
 def _accuracy(record: dict, measure: str) -> float:
-    if measure == "best_test":
-        return max(epoch["test_acc"] for epoch in record["history"])
-    return record[measure]
+    return records.best_test(record) if measure == "best_test" else record[measure]
 
 
 def levels(evidence: Evidence, patch: int = 4) -> list[str]:

@@ -163,7 +163,3 @@ def main(arguments: list[str]) -> int:
         return 1
     print(page.relative_to(ROOT) if page.is_relative_to(ROOT) else page)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

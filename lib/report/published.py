@@ -6,6 +6,7 @@ set for ConvMixer-256/8, unless a figure says otherwise.
 """
 
 import csv
+import math
 import typing
 from pathlib import Path
 
@@ -38,19 +39,6 @@ OVERALL = {  # Table IV, by the ablation whose run it names
     "patch-1": Published(9, 1, 89.97, "the paper, Table IV, patch ablation"),
     "patch-4": Published(9, 4, 80.96, "the paper, Table IV, patch ablation"),
     "baseline": Published(9, 1, 88.98, "the paper, Table IV, baseline"),
-}
-
-# The last epoch in the outputs of the paper's public notebooks (github.com/LOOK4869/ConvMixer), where the printed
-# figure is the largest test accuracy of any epoch.
-LAST_EPOCH = {
-    **{
-        f"kernel-{kernel}": Published(kernel, 1, accuracy, "the paper's notebooks, last epoch of the kernel runs")
-        for kernel, accuracy in ((3, 83.02), (5, 85.72), (7, 87.98), (9, 88.74))
-    },
-    **{
-        f"patch-{patch}": Published(9, patch, accuracy, "the paper's notebooks, last epoch of the patch runs")
-        for patch, accuracy in ((1, 86.54), (2, 85.21), (4, 80.96))
-    },
 }
 
 ORIGINAL = tuple(
@@ -112,6 +100,14 @@ def curve(run: str, lr: float | None = None) -> tuple[list[int], list[float]]:
     with CURVES.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["run"] == run and (lr is None or float(row["lr"]) == lr)]
     return [int(row["epoch"]) for row in rows], [float(row["test_acc"]) for row in rows]
+
+
+def last_epoch(setting: str) -> float:
+    """The test accuracy (%) after the last epoch that the paper's notebooks print; NaN where they have none.
+
+    The printed figures are the largest of any epoch.
+    """
+    return (curve(setting)[1] or [math.nan])[-1]
 
 
 def original(kernel: int, patch: int) -> Published | None:

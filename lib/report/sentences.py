@@ -266,7 +266,7 @@ def ablation(runs: pd.DataFrame, what: str) -> list[str]:
     n = "n=" + " to ".join(map(str, dict.fromkeys((steps["n"].min(), steps["n"].max()))))
     who = "The paper predicts" if cells.of_the_paper(runs) else "Expected is"
     said = f"{found} points ({n}{gap}). {who} that accuracy {expected}: {_resolved(steps, sign)}."
-    return [said, *_certainty(runs, ours, steps, sign), *_largest(steps, len(table) - 1, sign)]
+    return [said, *_certainty(runs, ours, steps, sign)]
 
 
 def _step(row) -> str:
@@ -318,41 +318,7 @@ def _certainty(runs: pd.DataFrame, ours: pd.DataFrame, steps: pd.DataFrame, sign
     return said
 
 
-def _largest(steps: pd.DataFrame, asked: int, sign: int) -> list[str]:
-    """Which step changes most: here, in the paper and in the original."""
-    if len(steps) < asked or asked < 2:
-        return []
-    if (sign * steps["difference"]).max() <= 0 or steps[["paper_step", "original_step"]].isna().any(axis=None):
-        return []
-    tops = [steps.loc[(sign * steps[c]).idxmax(), "step"] for c in ("difference", "paper_step", "original_step")]
-    return [
-        f"By the means alone, the largest step in the predicted direction is {tops[0]}; the paper's is {tops[1]}, the "
-        f"original's {tops[2]}."
-    ]
-
-
-# Against the original, and what the choice of the epoch does
-
-
-def comparison(runs: pd.DataFrame) -> list[str]:
-    """How far from both sources on average, and how many pairs of settings are ordered as in the original."""
-    table = pd.concat([tables.kernel(runs), tables.patch(runs)]).drop_duplicates(["kernel", "patch"])
-    table = table[(table["n"] > 0) & table["original"].notna()]
-    if table.empty:
-        return []
-    said = [
-        f"Over {count(len(table), 'configuration')} the mean difference to the paper is "
-        f"{signed(table['ours_minus_paper'].mean())} points, to the original "
-        f"{signed(table['ours_minus_original'].mean())}."
-    ]
-    alike, pairs = stats.same_order(table["ours"], table["original"])
-    if pairs:
-        said.append(f"{alike} of {pairs} pairs of configurations are ordered as in the original, by their means alone.")
-    said.append(
-        "The original's figures are as the paper quotes them; other readings of its table that reached us differ by up "
-        f"to {published.other_readings():.2f} points."
-    )
-    return said
+# Other settings, and what the choice of the epoch does
 
 
 def others(runs: pd.DataFrame) -> list[str]:
@@ -407,7 +373,7 @@ def selection(runs: pd.DataFrame) -> list[str]:
 
 
 def compute(runs: pd.DataFrame) -> list[str]:
-    """What everything cost, and how kernel and patch change the speed of training."""
+    """What everything cost."""
     done = runs[runs["status"] == "done"]
     if done.empty:
         return []
@@ -416,16 +382,6 @@ def compute(runs: pd.DataFrame) -> list[str]:
         f"{count(len(done), 'run')} took {records.span(done['seconds'].sum())} in all, on {' and '.join(machines)}."
     ]
     said += captions.of_one_machine(runs)
-    column = "fastest_images_per_second"
-    speed = tables.compute_by_setting(runs).dropna(subset=[column]).set_index("setting")
-    for what, ends in (("kernel", "k"), ("patch", "p")):
-        names = [name for name in cells.ablation(runs, what) if name in speed.index]
-        if len(names) > 1:
-            low, high = speed.loc[names[0]], speed.loc[names[-1]]
-            said.append(
-                f"{ends}={high[what]:.0f} trains {high[column]:,.0f} images a second in its fastest epoch, "
-                f"{_times(high[column] / low[column])} as many as {ends}={low[what]:.0f}."
-            )
     said.append("Runs may have shared their machine with other work; `make bench` is what compares speeds.")
     return said
 
@@ -513,10 +469,6 @@ def _versus(difference: float) -> str:
 def _rates(runs: pd.DataFrame) -> list[str]:
     """The learning rates of the runs that are not of the sweep, the usual one first."""
     return [f"{lr:g}" for lr in runs.loc[~cells.is_sweep(runs), "lr"].value_counts().index]
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.2f} times" if ratio < 10 else f"{ratio:.0f} times"
 
 
 def _range(values) -> str:

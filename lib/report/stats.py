@@ -34,11 +34,10 @@ class Paired(typing.NamedTuple):
 
 
 class Trend(typing.NamedTuple):
-    """Page's L for a predicted order, its one-sided p and the smallest p of that many seeds and levels."""
+    """The one-sided p of Page's L for a predicted order, and the smallest p of that many seeds and levels."""
 
     n: int
     levels: int
-    statistic: float
     p: float
     smallest_p: float
 
@@ -116,22 +115,14 @@ def seeds_for(step: float, spread: float, power: float = 0.8) -> int:
 def trend(table) -> Trend:
     """Page's test that each row of `table` (seeds, levels) rises from left to right, against no order at all.
 
-    It shows an order across levels, not that each step of it is real. One row is counted out: a perfect order of
-    k levels has probability 1/k! by chance, 1/24 for four kernels and 1/6 for three patches, which is the smallest
-    p of a single seed. Fewer than three levels have no trend.
+    It shows an order across levels, not that each step of it is real. A perfect order of k levels in n rows has
+    probability (1/k!)^n by chance. One seed, or fewer than three levels, have no trend.
     """
     table = np.asarray(table, dtype=float)
     n, levels = table.shape
-    if n < 1 or levels < 3:
-        return Trend(n, levels, math.nan, math.nan, math.nan)
-    smallest = math.factorial(levels) ** -float(n)
-    order = np.arange(1, levels + 1)
-    if n > 1:
-        page = scipy.stats.page_trend_test(table)
-        return Trend(n, levels, float(page.statistic), float(page.pvalue), smallest)
-    statistic = float(order @ scipy.stats.rankdata(table[0]))
-    reached = [order @ np.array(other) >= statistic for other in itertools.permutations(order)]
-    return Trend(1, levels, statistic, float(np.mean(reached)), smallest)
+    if n < 2 or levels < 3:
+        return Trend(n, levels, math.nan, math.nan)
+    return Trend(n, levels, float(scipy.stats.page_trend_test(table).pvalue), math.factorial(levels) ** -float(n))
 
 
 def binomial_error(accuracy: float, images: int) -> float:
@@ -156,16 +147,6 @@ def mcnemar(first, second, labels) -> float:
     only_first, only_second = int(np.sum(right & ~also)), int(np.sum(also & ~right))
     discordant = only_first + only_second
     return float(scipy.stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
-
-
-def same_order(ours, theirs) -> tuple[int, int]:
-    """How many pairs of levels are ordered alike in two equally long lists, and how many pairs there are.
-
-    A pair that is tied on either side is not counted.
-    """
-    pairs = list(itertools.combinations(zip(ours, theirs, strict=True), 2))
-    signs = [np.sign(a[0] - b[0]) * np.sign(a[1] - b[1]) for a, b in pairs]
-    return sum(sign > 0 for sign in signs), sum(sign != 0 for sign in signs)
 
 
 def holm(p: pd.Series) -> pd.Series:

@@ -219,14 +219,14 @@ def selection(runs: pd.DataFrame) -> pd.DataFrame:
     for setting in (name for what in ("kernel", "patch") for name in cells.ablation(runs, what)):
         group = cells.of_setting(runs, setting)
         done = group.loc[group["status"] == "done", "record"]
-        leaks = [max(e["test_acc"] for e in r["history"]) for r in done if "test_acc" in r["history"][0]]
-        last, printed = published.LAST_EPOCH.get(setting), published.printed(setting)
+        leaks = [records.best_test(r) for r in done if "test_acc" in r["history"][0]]
+        printed = published.printed(setting)
         rows.append({
             "setting": setting, "n": len(done), "status": cells.status(group),
             "last_epoch": stats.mean([r["last_test_acc"] for r in done]).mean,
             "selected": stats.mean([r["test_acc"] for r in done]).mean,
             "best_on_test": stats.mean(leaks).mean,
-            "paper_last_epoch": last.accuracy if last else np.nan,
+            "paper_last_epoch": published.last_epoch(setting),
             "paper_best_on_test": printed.accuracy if printed else np.nan,
         })  # fmt: skip
     return _without_theirs(runs, pd.DataFrame(rows))

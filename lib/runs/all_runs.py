@@ -33,7 +33,7 @@ from lib.params import ParameterError, UserError
 from lib.records import span
 from lib.runs import cluster, progress
 from lib.runs.lock import claim, holder
-from lib.study import ROOT, Run, Study, load, names, shown
+from lib.study import ROOT, Run, Study, load, names
 
 NOTEBOOK = ROOT / "notebooks" / "train.ipynb"
 # How papermill ends if it was stopped (see papermill_plugin) or by a signal that does so: not of itself.

@@ -1,4 +1,4 @@
-"""How fast training is on this machine's processor, against plain PyTorch: python -m lib.bench [--quick] [--only NAME].
+"""How fast training is on this processor, against plain PyTorch: python -m lib.runs.bench [--quick] [--only NAME].
 
 For each network every variant lives in a process of its own, and the processes take turns, one training step (or a
 quarter of a second of them) at a time: whatever else the machine does in the meantime falls on all of them alike. A
@@ -466,23 +466,18 @@ def table(record: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m lib.bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m lib.runs.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one small network, nothing compiled: a minute")
     parser.add_argument("--only", action="append", metavar="NAME", help="a network of the table (more than once: each)")
-    parser.add_argument(
-        "--no-compile", action="store_true", help="without torch.compile, which takes a minute to start"
-    )
     parser.add_argument("--rounds", type=int, help="turns of each variant (default 7, quick 3)")
-    parser.add_argument("--out", type=Path, help="default: reports/bench/PROCESSOR.json; of a part of the table "
-                        "reports/bench-of-a-part.json, which the report does not show")  # fmt: skip
     options = parser.parse_args(arguments)
     lines = all_networks()
     small = [name for name, line in lines.items() if name.startswith("laptop") and line.patch == 4]
     wanted = options.only or (small if options.quick else list(lines))
     if unknown := set(wanted) - set(lines):
         parser.error(f"no network {', '.join(map(repr, sorted(unknown)))}; there are {', '.join(map(repr, lines))}")
-    no_compile = options.quick or options.no_compile
-    variants = [DEFAULT, *(name for name, (_, compiled) in TUNED.items() if not (compiled and no_compile)), *OURS]
+    tuned = (name for name, (_, compiled) in TUNED.items() if not (compiled and options.quick))
+    variants = [DEFAULT, *tuned, *OURS]
     rounds = options.rounds or (3 if options.quick else 7)
     asked = [line for name, line in lines.items() if name in wanted]
     try:
@@ -492,7 +487,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (EOFError, ConnectionError):
         sys.exit("a measuring process ended, perhaps for want of memory: nothing is recorded; --only does with less")
     whole = len(asked) == len(lines)
-    out = options.out or records.REPORTS / (f"{records.BENCH}/{file_name(record)}" if whole else "bench-of-a-part.json")
+    out = records.REPORTS / (f"{records.BENCH}/{file_name(record)}" if whole else "bench-of-a-part.json")
     print(table(record))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`python -m lib.report.play`: published networks in the reader's browser, as one offline page.
+"""`python -m lib.report.play.build`: published networks in the reader's browser, as one offline page.
 
 reports/published/play.html, from page.html, page.css and the scripts beside this file, the committed records and
 weights and ten test images. convmixer.js computes what lib/model.py does, picture.js what lib/data/picture.py does. The
@@ -9,14 +9,11 @@ import base64
 import json
 import re
 import sys
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from lib import files, records
-from lib import study as studies
 from lib.params import Params, UserError
 from lib.records import CLASSES, MEAN, STD
 from lib.report.front import MAIN
@@ -25,7 +22,6 @@ from lib.study import shown
 HERE = Path(__file__).parent
 PAGE = "play.html"
 SCRIPTS = ("convmixer.js", "picture.js", "page.js")
-DATA = studies.folder("CONVMIXER_DATA", "data") / "cifar-10.npz"
 LIMIT = 3_000_000  # bytes of the page
 NORM = ("weight", "bias", "running_mean", "running_var")  # of a BatchNorm
 
@@ -144,13 +140,13 @@ def chooser(networks: list[dict], reports: Path) -> str:
     return "\n".join(groups)
 
 
-def test_images(data: Path = DATA) -> np.ndarray:
+def test_images() -> np.ndarray:
     """The first test image of each class, (10, 32, 32, 3), uint8; UserError if CIFAR-10 is not on the disk."""
-    try:
-        with np.load(data, allow_pickle=False) as arrays:
-            images, labels = arrays["test_images"], arrays["test_labels"]
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{data}: not readable ({error}), `make data` fetches it") from None
+    from lib.data import download  # the one thing here that the room below has
+
+    if (arrays := download.kept()) is None:
+        raise UserError("CIFAR-10 is not here, `make data` fetches it")
+    images, labels = arrays["test_images"], arrays["test_labels"]
     return images[[int(np.argmax(labels == number)) for number in range(len(CLASSES))]]
 
 
@@ -161,3 +157,7 @@ def _text(name: str) -> str:
 def _filled(parts: dict[str, str]) -> str:
     """page.html with {{name}} replaced, in one pass: what is put in is not looked at again."""
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _text("page.html"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
