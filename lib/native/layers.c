@@ -102,7 +102,6 @@ static void add_up(const float *from, long count, long step, long dim, float *to
 #define T float
 #define LOAD load_f32
 #define STORE store_f32
-#define ELEMENT(value) (value)
 #define GELU gelu_f32
 #define SLOPE slope_f32
 #define FN(name) name##_f32
@@ -110,11 +109,9 @@ static void add_up(const float *from, long count, long step, long dim, float *to
 #include "depthwise_template.h"
 #include "pointwise_template.h"
 #include "passes_template.h"
-#include "ends_template.h"
 #undef T
 #undef LOAD
 #undef STORE
-#undef ELEMENT
 #undef GELU
 #undef SLOPE
 #undef FN
@@ -124,7 +121,6 @@ static void add_up(const float *from, long count, long step, long dim, float *to
 #define T bf16
 #define LOAD load_bf16
 #define STORE store_bf16
-#define ELEMENT(value) narrow(value)
 #define GELU gelu_bf16
 #define SLOPE slope_bf16
 #define FN(name) name##_bf16
@@ -132,7 +128,6 @@ static void add_up(const float *from, long count, long step, long dim, float *to
 #include "depthwise_template.h"
 #include "pointwise_template.h"
 #include "passes_template.h"
-#include "ends_template.h"
 #undef FN
 #undef UNIT
 #undef STORE_CELL
@@ -145,5 +140,4 @@ static void add_up(const float *from, long count, long step, long dim, float *to
 #include "depthwise_template.h"
 #include "pointwise_template.h"
 #include "passes_template.h"
-#include "ends_template.h"
 #endif

@@ -63,25 +63,6 @@ class Layer(Structure):
     )
 
 
-class Cut(Structure):
-    """`cut` of ends_template.h."""
-
-    _fields_ = (
-        *fields(c_int64, "batch", "channels", "height", "width", "patch", "dim", "threads"),
-        ("stride", c_int64 * 4),
-        *fields(c_void_p, "images", "patches"),
-    )
-
-
-class Places(Structure):
-    """`places` of ends_template.h."""
-
-    _fields_ = (*fields(c_int64, "batch", "pixels", "dim", "threads"), *fields(c_void_p, "x", "mean"))
-
-
-ENTRIES = {"forward": Layer, "backward": Layer, "cut": Cut, "mean": Places, "spread": Places}
-
-
 @functools.cache
 def compiled() -> ctypes.CDLL | None:
     """The compiled layers.c, or None."""
@@ -90,10 +71,10 @@ def compiled() -> ctypes.CDLL | None:
         return None
     code.layers_lanes.restype = c_int64
     for suffix in (*DTYPES.values(), DOT):
-        for entry, argument in ENTRIES.items():
-            function = getattr(code, f"layers_{entry}_{suffix}", None)
+        for way in ("forward", "backward"):
+            function = getattr(code, f"layers_{way}_{suffix}", None)
             if function is not None:  # DOT is not everywhere
-                function.argtypes, function.restype = [POINTER(argument)], None
+                function.argtypes, function.restype = [POINTER(Layer)], None
     # PyTorch has loaded its OpenMP for all to see, but for macOS. Where there is none, one thread does everything.
     openmp = str(Path(torch.__file__).with_name("lib") / "libomp.dylib") if sys.platform == "darwin" else None
     with contextlib.suppress(OSError, AttributeError):
@@ -197,139 +178,59 @@ class Call:
         """(B, H, W, dim) -> (B, channels, H, W), a view."""
         return rows[..., :channels].permute(0, 3, 1, 2)
 
-    def enter(self, entry: str, argument: Structure) -> None:
-        getattr(self.native, f"layers_{entry}_{self.suffix}")(ctypes.byref(argument))
-
-    def run(self, way: str, norm1: Norm, norm2: Norm, **tensors: Tensor | None) -> None:
+    def run(self, way: str, parameters: list, statistics: list, gradients: list | None = None, **tensors) -> None:
+        """One native call. Of each half four parameters: weight and bias of the convolution and of its BatchNorm."""
         layer = Layer(
             self.batch, self.height, self.width, self.out_dim, self.in_dim, self.kernel, torch.get_num_threads()
         )  # fmt: skip
+        gradients = gradients or [None] * len(parameters)
+        for i, (half, norm) in enumerate([("depthwise", "norm1"), ("pointwise", "norm2")][-len(statistics) :]):
+            here = slice(4 * i, 4 * i + 4)
+            (weight, bias, *affine), (d_weight, d_bias, *d_affine) = parameters[here], gradients[here]
+            tensors |= {f"{half}_weight": weight, f"{half}_bias": bias}
+            tensors |= {f"d_{half}_weight": d_weight, f"d_{half}_bias": d_bias}
+            setattr(layer, norm, statistics[i].native(*affine, *d_affine))
         for name, tensor in tensors.items():
             setattr(layer, name, address(tensor))
-        layer.norm1, layer.norm2 = norm1, norm2
-        self.enter(way, layer)
+        getattr(self.native, f"layers_{way}_{self.suffix}")(ctypes.byref(layer))
 
 
-class BlockFunction(torch.autograd.Function):
-    """x (B, h, H, W) -> BatchNorm(GELU(pointwise(BatchNorm(GELU(depthwise(x))) + x))), the same shape."""
+class HalvesFunction(torch.autograd.Function):
+    """x (B, c, H, W) -> BatchNorm(GELU(pointwise(z))): z = BatchNorm(GELU(depthwise(x))) + x, or x in the stem.
 
-    @staticmethod
-    def forward(
-        ctx,
-        x,
-        depthwise_weight,
-        depthwise_bias,
-        weight1,
-        bias1,
-        pointwise_weight,
-        pointwise_bias,
-        weight2,
-        bias2,
-        block,
-        keep,
-    ):
-        _, norm1 = block[0].fn[1:]
-        norm2 = block[3]
-        dim = x.shape[1]
-        call = Call(x.shape, dim, depthwise_weight.shape[-1], block.native_dtype, block.native_arithmetic)
-        full = call.out_dim
-        parameters = [
-            padded(depthwise_weight, full), padded(depthwise_bias, full), padded(weight1, full), padded(bias1, full),
-            padded(pointwise_weight.flatten(1), full, full), padded(pointwise_bias, full),
-            padded(weight2, full), padded(bias2, full),
-        ]  # fmt: skip
-        statistics1, statistics2 = Statistics(norm1, full), Statistics(norm2, full)
-        rows = call.rows(x)
-        out = call.empty(full)
-        keep = keep or statistics1.batch or statistics2.batch
-        y, u = (call.empty(full), call.empty(full)) if keep else (None, None)
-        call.run(
-            "forward", statistics1.native(*parameters[2:4]), statistics2.native(*parameters[6:8]),
-            x=rows, y=y, u=u, out=out,
-            depthwise_weight=parameters[0], depthwise_bias=parameters[1],
-            pointwise_weight=parameters[4], pointwise_bias=parameters[5],
-        )  # fmt: skip
-        statistics1.write_back(norm1)
-        statistics2.write_back(norm2)
-        ctx.save_for_backward(rows, y, u, *parameters)
-        ctx.call, ctx.statistics = call, (statistics1, statistics2)
-        return call.images(out, dim)
+    norms: one a half; parameters: see Call.run.
+    """
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, d_out):
-        call, (statistics1, statistics2) = ctx.call, ctx.statistics
-        rows, y, u, *parameters = ctx.saved_tensors
-        d_parameters = [torch.empty_like(p) for p in parameters]
-        dx, dz = call.empty(call.in_dim), call.empty(call.in_dim)
-        call.run(
-            "backward",
-            statistics1.native(*parameters[2:4], *d_parameters[2:4]),
-            statistics2.native(*parameters[6:8], *d_parameters[6:8]),
-            x=rows, y=y, u=u, dout=call.rows(d_out), dz=dz, dx=dx,
-            depthwise_weight=parameters[0], depthwise_bias=parameters[1],
-            pointwise_weight=parameters[4], pointwise_bias=parameters[5],
-            d_depthwise_weight=d_parameters[0], d_depthwise_bias=d_parameters[1],
-            d_pointwise_weight=d_parameters[4], d_pointwise_bias=d_parameters[5],
-        )  # fmt: skip
-        dim = call.outputs
-        d_parameters = [d[:dim] for d in d_parameters]
-        d_parameters[4] = d_parameters[4][:, :dim, None, None]
-        return call.images(dx, dim), *d_parameters, None, None
-
-
-class StemFunction(torch.autograd.Function):
-    """images (B, c, n, n) -> BatchNorm(GELU(p x p convolution with stride p)), (B, h, n/p, n/p)."""
-
-    @staticmethod
-    def forward(ctx, x, pointwise_weight, pointwise_bias, weight, bias, stem, keep):
-        norm = stem[2]
-        b, c, height, width = x.shape
-        p = pointwise_weight.shape[-1]
-        patched = (b, c * p * p, height // p, width // p)
-        call = Call(patched, pointwise_weight.shape[0], 0, stem.native_dtype, stem.native_arithmetic)
-        full = call.out_dim
-        parameters = [
-            padded(pointwise_weight.flatten(1), full, call.in_dim), padded(pointwise_bias, full),
-            padded(weight, full), padded(bias, full),
-        ]  # fmt: skip
-        statistics = Statistics(norm, full)
-        ctx.x_dtype = x.dtype
-        x = x.detach().float()
-        patches, out = call.empty(call.in_dim), call.empty(full)
-        cut = Cut(b, c, height // p, width // p, p, call.in_dim, torch.get_num_threads(), x.stride())
-        cut.images, cut.patches = address(x), address(patches)
-        call.enter("cut", cut)
-        u = call.empty(full) if keep or statistics.batch else None
-        call.run(
-            "forward", Norm(), statistics.native(*parameters[2:]),
-            x=patches, u=u, out=out, pointwise_weight=parameters[0], pointwise_bias=parameters[1],
-        )  # fmt: skip
-        statistics.write_back(norm)
-        ctx.save_for_backward(patches, u, *parameters)
-        ctx.call, ctx.statistics, ctx.weight_shape = call, statistics, pointwise_weight.shape
+    def forward(ctx, x, part, norms, keep, *parameters):
+        kernel = parameters[0].shape[-1] if len(norms) == 2 else 0
+        call = Call(x.shape, len(parameters[-4]), kernel, part.native_dtype, part.native_arithmetic)
+        own = [padded(parameter, call.out_dim) for parameter in parameters]
+        own[-4] = padded(parameters[-4].flatten(1), call.out_dim, call.in_dim)
+        statistics = [Statistics(norm, call.out_dim) for norm in norms]
+        keep = keep or any(each.batch for each in statistics)
+        rows, out = call.rows(x), call.empty(call.out_dim)
+        y = call.empty(call.out_dim) if keep and kernel else None
+        u = call.empty(call.out_dim) if keep else None
+        call.run("forward", own, statistics, x=rows, y=y, u=u, out=out)
+        for each, norm in zip(statistics, norms, strict=True):
+            each.write_back(norm)
+        ctx.save_for_backward(rows, y, u, *own)
+        ctx.call, ctx.statistics, ctx.weight_shape = call, statistics, parameters[-4].shape
         return call.images(out, call.outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_out):
         call = ctx.call
-        patches, u, *parameters = ctx.saved_tensors
-        d_parameters = [torch.empty_like(p) for p in parameters]
-        d_patches = call.empty(call.in_dim) if ctx.needs_input_grad[0] else None
-        call.run(
-            "backward", Norm(), ctx.statistics.native(*parameters[2:], *d_parameters[2:]),
-            x=patches, u=u, dout=call.rows(d_out), dx=d_patches,
-            pointwise_weight=parameters[0], pointwise_bias=parameters[1],
-            d_pointwise_weight=d_parameters[0], d_pointwise_bias=d_parameters[1],
-        )  # fmt: skip
-        d_parameters = [d[: call.outputs] for d in d_parameters]
-        d_parameters[0] = d_parameters[0][:, : call.inputs].reshape(ctx.weight_shape)
-        if d_patches is None:
-            return None, *d_parameters, None, None
-        _, c, p, _ = ctx.weight_shape
-        dx = d_patches[..., : call.inputs].unflatten(3, (c, p, p)).permute(0, 3, 1, 4, 2, 5)  # (B, c, n/p, p, n/p, p)
-        return dx.reshape(call.batch, c, call.height * p, call.width * p).to(ctx.x_dtype), *d_parameters, None, None
+        rows, y, u, *own = ctx.saved_tensors
+        d_own = [torch.empty_like(parameter) for parameter in own]
+        dz = call.empty(call.in_dim) if call.kernel else None
+        dx = call.empty(call.in_dim) if call.kernel or ctx.needs_input_grad[0] else None
+        call.run("backward", own, ctx.statistics, d_own, x=rows, y=y, u=u, dout=call.rows(d_out), dz=dz, dx=dx)
+        d_own = [gradient[: call.outputs] for gradient in d_own]
+        d_own[-4] = d_own[-4][:, : call.inputs].reshape(ctx.weight_shape)
+        return None if dx is None else call.images(dx, call.inputs), None, None, None, *d_own
 
 
 class MeanFunction(torch.autograd.Function):
@@ -337,26 +238,15 @@ class MeanFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x):
-        ctx.call = call = Call(x.shape, x.shape[1], 0, x.dtype)  # there are no products: one arithmetic
-        rows = call.rows(x)
-        mean = torch.empty(call.batch, call.in_dim)
-        call.enter("mean", MeanFunction.places(call, rows, mean))
-        return mean[:, : call.inputs]
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        return x.mean((2, 3), dtype=torch.float32)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_mean):
-        call = ctx.call
-        d_mean = torch.nn.functional.pad(d_mean, (0, call.in_dim - call.inputs)).contiguous()
-        dx = call.empty(call.in_dim)
-        call.enter("spread", MeanFunction.places(call, dx, d_mean))
-        return call.images(dx, call.inputs)
-
-    @staticmethod
-    def places(call: Call, x: Tensor, mean: Tensor) -> Places:
-        return Places(
-            call.batch, call.height * call.width, call.in_dim, torch.get_num_threads(), address(x), address(mean)
-        )
+        height, width = ctx.shape[2:]
+        each = (d_mean * (1 / (height * width))).to(ctx.dtype)
+        return each[:, None, None].expand(-1, height, width, -1).permute(0, 3, 1, 2)  # the last block wants it so
 
 
 # ------------------------------------------------------------------------------------------------ modules
@@ -388,7 +278,10 @@ class NativeStem(nn.Sequential):
         conv, _, norm = self
         if not usable(x, conv.weight, norm, conv.stride[0]):
             return super().forward(x)
-        return StemFunction.apply(x, conv.weight, conv.bias, norm.weight, norm.bias, self, torch.is_grad_enabled())
+        patches = nn.functional.pixel_unshuffle(x, conv.stride[0])  # (B, c p p, n/p, n/p)
+        return HalvesFunction.apply(
+            patches, self, [norm], torch.is_grad_enabled(), *conv.parameters(), *norm.parameters()
+        )
 
 
 class NativeBlock(nn.Sequential):
@@ -402,11 +295,8 @@ class NativeBlock(nn.Sequential):
         _, pointwise, _, norm2 = self
         if not usable(x, pointwise.weight, norm1):
             return super().forward(x)
-        return BlockFunction.apply(
-            x, depthwise.weight, depthwise.bias, norm1.weight, norm1.bias, pointwise.weight, pointwise.bias,
-            norm2.weight, norm2.bias,
-            self, torch.is_grad_enabled(),
-        )  # fmt: skip
+        parameters = [p for layer in (depthwise, norm1, pointwise, norm2) for p in layer.parameters()]
+        return HalvesFunction.apply(x, self, [norm1, norm2], torch.is_grad_enabled(), *parameters)
 
 
 class NativeConvMixer(ConvMixer):

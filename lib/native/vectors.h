@@ -78,13 +78,6 @@ INLINE void store_bf16(bf16 *p, vf v) {
     memcpy(p, &half, sizeof half);
 }
 
-// One number as bfloat16.
-static inline bf16 narrow(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
 INLINE vf choose(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 
 INLINE vf clamp(vf x, float limit) {
