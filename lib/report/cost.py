@@ -5,12 +5,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from lib.report import captions, cells, stats
 from lib.report.columns import timed
-from lib.report.style import BLUE, ORANGE, WIDTH, described, say_floor, styled
+from lib.report.style import BLUE, GREY, ORANGE, WIDTH, described, say_floor, styled
 
 
 class Cost(NamedTuple):
@@ -102,7 +103,7 @@ def accuracy_against_cost(runs: pd.DataFrame) -> Figure | None:
 
 
 def _name_points(axes, table: pd.DataFrame, cost: Cost) -> None:
-    """Writes each setting beside its point, at the first of six places that covers no interval and no other name."""
+    """Writes each setting beside its point, at the nearest place that covers no interval and no other name."""
     unit = axes.figure.dpi / 72  # pixels in a point
     half = table["half"].fillna(0)
     edges = (np.column_stack([table[cost.column], table["accuracy"] + side * half]) for side in (-1, 1))
@@ -111,13 +112,16 @@ def _name_points(axes, table: pd.DataFrame, cost: Cost) -> None:
     for row in table.to_dict("records"):
         name, at = row["setting"], (row[cost.column], row["accuracy"])
         size = np.array([4.7 * len(name), 8])  # points, of text of 8 points
-        places = [(x, y) for y in (-4, 4, -12) for x in (7, -7 - size[0])]
+        places = [(x, y) for y in (-4, 6, -14, 16, -24, 26, -34, -44) for x in (7, -7 - size[0])]
         corners = [axes.transData.transform(at) + np.array(place) * unit for place in places]
         boxes = [Bbox([corner, corner + size * unit]) for corner in corners]
-        inside = [box.x0 > axes.bbox.x0 and box.x1 < axes.bbox.x1 for box in boxes]
+        inside = [axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max) for box in boxes]
         chosen = min(range(len(places)), key=lambda i: (not inside[i], boxes[i].count_overlaps(taken), i))
         taken.append(boxes[chosen])
-        axes.annotate(name, at, places[chosen], fontsize=8, textcoords="offset points").set_in_layout(False)
+        line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6} if abs(places[chosen][1] + 4) > 10 else None
+        text = axes.annotate(name, at, places[chosen], fontsize=8, textcoords="offset points", arrowprops=line)
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+        text.set_in_layout(False)
 
 
 def worth(runs: pd.DataFrame) -> list[str]:
