@@ -10,6 +10,12 @@ SOURCE := lib notebooks tests
 ifneq ($(words $(VENV)),1)
 $(error VENV=$(VENV): give a folder without a space in its name)
 endif
+# A study that is named as if it were a target, or with a small `study`, would be `quick` instead.
+ifneq ($(filter report runs submit status,$(MAKECMDGOALS)),)
+ifneq ($(study)$(filter $(patsubst params/studies/%.yaml,%,$(wildcard params/studies/*.yaml)),$(MAKECMDGOALS)),)
+$(error name the study as in: make report STUDY=laptop)
+endif
+endif
 
 # What the shell holds for other Pythons and their figures is not for ours, and the lib that runs is this folder's.
 unexport $(filter PYTHON% MPLBACKEND MATPLOTLIBRC,$(.VARIABLES))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lib import machine, records
+from lib import study as studies
 from lib.data import datasets
 from lib.data.datasets import Dataset
 from lib.data.loader import plain_batches
@@ -29,10 +30,19 @@ def trained(study: str, name: str) -> tuple[Path, dict, nn.Module]:
     for folder in (records.folder_of(study, name), records.PUBLISHED / study / "runs" / name):
         if (folder / records.RESULT).exists() and (folder / records.WEIGHTS).exists():
             return folder, *trained_in(folder)
-    raise RecordError(
-        f"{study}/{name}: no finished run with its weights, neither here nor published; `make runs STUDY={study}` "
-        f"trains it (where a record is without weights, move {records.RESULT} away first)"
+    there = study in studies.names() and name in [run.name for run in studies.load(study).runs]
+    advice = (
+        f"`make runs STUDY={study}` trains it (where a record is without weights, move {records.RESULT} away first)"
     )
+    if not there:
+        advice = f"no file of params/studies/ asks for it; published are {', '.join(_published(study))}"
+    raise RecordError(f"{study}/{name}: no finished run with its weights, neither here nor published; {advice}")
+
+
+def _published(study: str) -> list[str]:
+    """The published runs with weights of a study or, where there is none of it, of all."""
+    found = [f"{record['study']}/{record['run']}" for _, record in records.with_weights(records.PUBLISHED)]
+    return [name for name in found if name.startswith(f"{study}/")] or found
 
 
 def trained_in(folder: Path) -> tuple[dict, nn.Module]:

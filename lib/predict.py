@@ -1,4 +1,4 @@
-"""`python -m lib.predict IMAGE …`: what a published network says that pictures show. No training, no data set.
+"""`python -m lib.predict IMAGE …`: what a trained network says that pictures show. No training, no data set.
 
 The network is the published one with the best validation accuracy, or the one that is asked for.
 """
@@ -15,6 +15,7 @@ from lib import explore, records
 from lib.data.picture import PictureError, picture
 from lib.params import Params, UserError
 from lib.records import RecordError
+from lib.study import shown
 
 SHOWN = 3  # classes of each picture
 BAR = 30  # characters of a bar at 100 %
@@ -23,7 +24,8 @@ BAR = 30  # characters of a bar at 100 %
 def predict(image: str | Path, run: str = "") -> pd.Series:
     """The probability (%) of each class for a picture file, the likeliest first.
 
-    run: `study/run` under reports/published/, or a run's folder; empty for the best on CIFAR-10 by validation accuracy.
+    run: `study/run`, of this machine or, where it has not trained that, published, or a run's folder; empty for the
+    published one that is best on CIFAR-10 by validation accuracy.
     PictureError says what is wrong with the picture, RecordError what with the run.
     """
     record, model = network(run)
@@ -40,13 +42,16 @@ def chosen(run: str = "") -> Path:
     """The folder of a run; RecordError says which there are."""
     if run:
         study, _, name = run.partition("/")
-        for folder in (records.PUBLISHED / study / "runs" / name, Path(run)):
-            if (folder / records.RESULT).exists():
+        for folder in (records.folder_of(study, name), records.PUBLISHED / study / "runs" / name, Path(run)):
+            if (folder / records.WEIGHTS).exists() and (folder / records.RESULT).exists():
                 return folder
     published = records.with_weights(records.PUBLISHED)
     if run or not published:
         there = ", ".join(f"{record['study']}/{record['run']}" for _, record in published)
-        raise RecordError(f"RUN={run}: no such run; published with weights are: {there or 'none'}")
+        raise RecordError(
+            f"RUN={run}: no run with weights, neither of this machine nor published, and no folder of one; published "
+            f"are: {there or 'none'}"
+        )
     # Accuracies on different data cannot be compared, so the best is one of CIFAR-10. Without a validation split,
     # accuracy would have to come from the test set: such a run is never the best.
     published = [found for found in published if Params.of(**found[1]["params"]).dataset == "cifar10"] or published
@@ -73,7 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("give a picture: make predict IMAGE=cat.jpg")
     failed = 0
     try:
-        print(described(network(options.run)[0]))
+        where = shown(chosen(options.run))
+        print(f"{described(network(options.run)[0])}; {where}")
         for path in options.image:
             try:
                 likeliest = predict(path, options.run)[:SHOWN]

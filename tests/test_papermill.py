@@ -130,12 +130,15 @@ def test_other_notebooks_are_executed_as_they_are(typed, tmp_path):
 
 @pytest.mark.parametrize("before", [(), ("-p", "kernel", "7"), ("--log-level", "ERROR"), ("-k", "python3")])
 def test_without_an_output_path_it_goes_beside_the_record_and_every_parameter_is_passed(typed, tmp_path, before):
-    executed = typed(*before, "notebooks/train.ipynb", "-p", "patch", "2", "-y", "{seeds: [1], lr: 1e-2}")
+    words = (*before, "notebooks/train.ipynb", "-p", "patch", "2", "-y", "{seeds: [1], lr: 1e-2}")
+    executed = typed(*words)
     params = Params(kernel=7 if "7" in before else 9, patch=2, lr=0.01)
     assert executed["parameters"] == dataclasses.asdict(params)
     folder = tmp_path / "reports" / "own" / "runs" / f"k{params.kernel}-p2-lr0.01-seed0"
     assert executed["output_path"] == str(folder / "train.ipynb") and folder.is_dir()
     assert executed["stdout_file"] and not executed["progress_bar"]
+    (folder / "result.json").write_text("{}")
+    assert typed(*words)["output_path"] == str(folder / "train-again.ipynb")  # the notebook that trained it stays
 
 
 @pytest.mark.parametrize("options", [(), ("-k", "conda-env-x-py", "--engine", "nbclient")])

@@ -43,6 +43,19 @@ def test_the_probabilities_are_the_softmax_of_the_record_s_logits(cat, cifar):
     assert found.is_monotonic_decreasing and found.sum() == pytest.approx(100, abs=1e-3)
 
 
+def test_a_run_of_this_machine_comes_before_the_published_one_of_that_name(cat, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "REPORTS", tmp_path)
+    published, own = records.PUBLISHED / "quick/runs/k9-p4-seed0", tmp_path / "quick/runs/k9-p4-seed0"
+    assert predict.chosen("quick/k9-p4-seed0") == published
+    shutil.copytree(published, own)
+    assert predict.chosen("quick/k9-p4-seed0") == own
+    predict.network.cache_clear()
+    assert predict.main([str(cat), "--run", "quick/k9-p4-seed0"]) == 0 and str(own) in capsys.readouterr().out
+    (own / records.WEIGHTS).unlink()
+    assert predict.chosen("quick/k9-p4-seed0") == published
+    predict.network.cache_clear()
+
+
 def test_it_says_which_network_and_how_good(cat, capsys):
     assert predict.main([str(cat), "--run", "quick/k9-p4-seed0"]) == 0
     printed = capsys.readouterr().out

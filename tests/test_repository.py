@@ -126,7 +126,7 @@ BELOW = {
         "train",
     ),
     "report": ("params", "study", "files", "records", "kernel"),
-    "predict": ("params", "records", "data", "explore"),
+    "predict": ("params", "study", "records", "data", "explore"),
     "verify": ("params", "study", "records", "native", "data", "explore", "train", "report"),
 }  # fmt: skip
 TORCH = ("torch", "torchvision", "timm", "safetensors")

@@ -277,3 +277,35 @@ def test_of_one_size_alone_its_accuracy_is_said(home):
     first, second = sentences.ablation(runs, "patch")
     assert first.startswith(f"k=9, p=4 reaches {row['ours']:.2f} % (n=1): ") and "the paper" in first
     assert second == "Fewer than two patch sizes have a finished run, so there is nothing to compare yet."
+
+
+def test_a_setting_is_of_an_ablation_by_the_number_in_its_name(home):
+    settings = home / "params" / "settings"
+    (settings / "kernel-noflip.yaml").write_text("# k=9, p=4 without flips.\nkernel: 9\npatch: 4\nflip: false\n")
+    (settings / "kernel-11.yaml").write_text("# One size more.\nkernel: 11\npatch: 1\n")
+    runs = made.runs(made.study(settings=["kernel-3", "kernel-11", "kernel-noflip"]))
+    assert "kernel-11" in set(tables.kernel(runs)["setting"]) and "kernel-noflip" not in set(
+        tables.kernel(runs)["setting"]
+    )
+    assert list(tables.others(runs)["setting"]) == ["kernel-noflip"]
+    assert list(cells.configurations(runs)) == ["k=3, p=1", "k=11, p=1", "kernel-noflip"]
+
+
+@pytest.mark.parametrize("name", ["kernel-9", "patch-1"])
+def test_the_configuration_of_both_ablations_is_found_by_either_name(home, name):
+    runs = made.runs(made.study(settings=[name, "patch-4"]))
+    accuracy = runs.loc[runs["patch"] == 1, "test_acc"].iloc[0]
+    for table in (tables.kernel(runs), tables.patch(runs)):
+        row = table[(table["kernel"] == 9) & (table["patch"] == 1)].iloc[0]
+        assert (row["ours"], row["n"]) == (accuracy, 1)
+    assert sentences.ablation(runs, "patch")[0].startswith("p=1→4")
+
+
+def test_of_variants_the_best_in_validation_is_named_and_one_alone_is_none(home):
+    several = made.runs(made.study(settings=[{"patch-4": {"lr": 0.1}}, {"patch-4": {"lr": 0.2}}]))
+    (said,) = sentences.others(several)
+    assert said.startswith("`patch-4`: of 2 variants lr=0.") and "is best in validation" in said
+    one = made.runs(made.study("one", settings=["patch-4", {"patch-4": {"lr": 0.1}}]))
+    assert sentences.others(one) == []
+    held = made.study("held", settings=[{"patch-4": {"lr": 0.1}}, {"patch-4": {"lr": 0.2}}], val_size=0, select="last")
+    assert not any("nan" in said for said in sentences.others(made.runs(held)))

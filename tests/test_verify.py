@@ -38,7 +38,17 @@ def test_damaged_weights_are_one_line(run, capsys, monkeypatch):
     (run / records.WEIGHTS).write_bytes(b"torn")
     with pytest.raises(records.RecordError, match="not readable"):
         verify.weights(run)
-    assert verify.main(["nothing"]) == 1 and "no published run with weights" in capsys.readouterr().err
+    assert verify.main(["nothing"]) == 1 and "nothing: no published run\n" in capsys.readouterr().err
+
+
+def test_every_published_study_is_verified_whether_or_not_git_has_weights_of_it(monkeypatch, capsys):
+    """Of a study whose seeds are not 0, such as the trials, git has none: its tables are compared all the same."""
+    seen: dict = {"weights": [], "tables": []}
+    monkeypatch.setattr(verify, "weights", lambda folder: (not seen["weights"].append(folder), "weights"))
+    monkeypatch.setattr(verify, "tables", lambda study: (not seen["tables"].append(study), "tables"))
+    assert verify.main([]) == 0 and capsys.readouterr().out.endswith("all agree\n")
+    published = {path.parent.name for path in PUBLISHED.glob("*/runs")}
+    assert set(seen["tables"]) == published > {folder.parent.parent.name for folder in seen["weights"]}
 
 
 def test_the_readmes_results_are_compared(monkeypatch, tmp_path):

@@ -11,6 +11,7 @@ from lib.params import UserError, differences
 from lib.report import published
 
 PUBLISHED = {"kernel": published.KERNELS, "patch": published.PATCHES}
+TWIN = {"kernel-9": "patch-1", "patch-1": "kernel-9"}  # one configuration, in both ablations
 
 
 class MixedRuns(UserError):
@@ -51,10 +52,15 @@ def ablation(runs: pd.DataFrame, what: str) -> list[str]:
 
     On other data than the paper's only those that the study has, if it has any.
     """
-    names = {name for names in runs["settings"] for name in names if name.startswith(f"{what}-") and " " not in name}
+    names = {name for names in runs["settings"] for name in names if is_of(what, name)}
     if of_the_paper(runs) or not names:
         names |= {f"{what}-{size}" for size in PUBLISHED.get(what, ())}
     return sorted(names, key=lambda name: (size(name), name))
+
+
+def is_of(what: str, setting: str) -> bool:
+    """Whether a setting is one of an ablation: its name has a number, as kernel-11 and unlike kernel-noflip."""
+    return setting.startswith(f"{what}-") and size(setting) < np.inf
 
 
 def ablation_runs(runs: pd.DataFrame, *whats: str) -> pd.DataFrame:
@@ -68,7 +74,9 @@ def other_runs(runs: pd.DataFrame, *whats: str) -> pd.DataFrame:
 
 
 def showing(runs: pd.DataFrame, settings: set[str]) -> pd.DataFrame:
-    """The runs that show any of these settings."""
+    """The runs that show any of these settings; k=9, p=1 also where the study has it by its other name alone."""
+    there = {name for names in runs["settings"] for name in names}
+    settings = settings | {TWIN[name] for name in settings & TWIN.keys() if name not in there}
     return runs.loc[[bool(settings & set(names)) for names in runs["settings"]]]
 
 
@@ -102,14 +110,14 @@ def on_one_machine(runs: pd.DataFrame) -> pd.DataFrame:
 
 def is_sweep(runs: pd.DataFrame) -> pd.Series:
     """Which runs are of the learning-rate sweep alone."""
-    return runs["settings"].map(lambda names: all(name.startswith("lr-") for name in names)).astype(bool)
+    return runs["settings"].map(lambda names: all(is_of("lr", name) for name in names)).astype(bool)
 
 
 def _label(row) -> str:
     """k=9, p=1 in the paper's ablations; other settings by their name, since they change something else as well."""
     name = row.settings[0]
-    in_an_ablation = name.partition("-")[0] in PUBLISHED and " " not in name
-    return f"k={row.kernel:.0f}, p={row.patch:.0f}" if in_an_ablation else name
+    sizes = f"k={row.kernel:.0f}, p={row.patch:.0f}"
+    return sizes if any(is_of(what, name) for what in PUBLISHED) else name
 
 
 def by_seed(runs: pd.DataFrame, setting: str) -> dict[int, float]:

@@ -38,9 +38,14 @@ def names(runs: pd.DataFrame) -> tuple[str, ...]:
     return records.classes(next(iter(runs["record"].dropna()), {}))
 
 
+def accuracy_of(chances: np.ndarray, labels: np.ndarray) -> float:
+    """Accuracy (%) as a record has it, so that a mean of several rounds alike in every table."""
+    return round(100 * float((chances.argmax(1) == labels).mean()), 4)
+
+
 def best(found: dict[str, list]) -> str:
     """The setting of `outputs` that is right most often, by its mean over seeds."""
-    accuracy = {name: np.mean([(p.argmax(1) == labels).mean() for p, labels in seeds]) for name, seeds in found.items()}
+    accuracy = {name: np.mean([accuracy_of(*seed) for seed in seeds]) for name, seeds in found.items()}
     return max(accuracy, key=accuracy.__getitem__)
 
 
@@ -50,7 +55,7 @@ def best_and_its_mistake(runs: pd.DataFrame) -> list[str]:
     if not found:
         return []
     name = best(found)
-    accuracy = stats.mean([100 * (chances.argmax(1) == labels).mean() for chances, labels in found[name]])
+    accuracy = stats.mean([accuracy_of(*seed) for seed in found[name]])
     true, taken, share = _most_frequent(taken_for(found[name]), names(runs))
     lead = f"Of {len(found)} settings `{name}` has the best accuracy: " if len(found) > 1 else f"`{name}` reaches "
     mistake = f"it takes {_a(true)} for {_a(taken)}: {share:.0f} % of that class"
@@ -136,7 +141,7 @@ def calibration_of(chances: np.ndarray, labels: np.ndarray) -> tuple[float, floa
     confidence, right = chances.max(1), chances.argmax(1) == labels
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
     gaps = [abs(right[place == b].sum() - confidence[place == b].sum()) for b in range(BINS)]
-    return 100 * float(confidence.mean()), 100 * float(right.mean()), 100 * float(sum(gaps)) / len(labels)
+    return 100 * float(confidence.mean()), accuracy_of(chances, labels), 100 * float(sum(gaps)) / len(labels)
 
 
 def confusion(runs: pd.DataFrame) -> Figure | None:

@@ -256,7 +256,9 @@ def gap(table: pd.DataFrame, patch: int = 4) -> Figure | None:
     told = []
     across = axes.get_yaxis_transform()
     for i, row in enumerate(table.itertuples()):
-        axes.text(0.01, i - 0.3, row.change + (f" (n={row.n})" if row.study and row.n else ""), transform=across, fontsize=8.5)
+        axes.text(
+            0.01, i - 0.3, row.change + (f" (n={row.n})" if row.study and row.n else ""), transform=across, fontsize=8.5
+        )
         if pd.isna(row.accuracy):
             axes.text(0.5, i + 0.05, "no finished run", transform=across, ha="center", va="center", color=GREY)
             continue

@@ -91,4 +91,4 @@ def _setting_of(done: pd.DataFrame, patch: int) -> str:
     """The setting that has k=9 and this p among finished runs: an ablation's, or another one, cut short perhaps."""
     fitting = done[(done["kernel"] == 9) & (done["patch"] == patch)]
     names = [name for names in fitting["settings"] for name in names]
-    return min(names, key=lambda name: name.partition("-")[0] not in cells.PUBLISHED, default="")
+    return min(names, key=lambda name: not any(cells.is_of(what, name) for what in cells.PUBLISHED), default="")

@@ -336,7 +336,8 @@ def others(runs: pd.DataFrame) -> list[str]:
             said.append(f"`{name}` reaches {_value(row)}{beside}.")
     for name, ways in tried.items():
         accuracy, changes, n = max(ways)
-        said.append(f"`{name}`: of {len(ways)} variants {changes} is best in validation, {accuracy:.2f} % (n={n}).")
+        if len(ways) > 1:
+            said.append(f"`{name}`: of {len(ways)} variants {changes} is best in validation, {accuracy:.2f} % (n={n}).")
     return said
 
 

@@ -363,7 +363,7 @@ def overrides(study: Study) -> pd.DataFrame:
     for name, usual in study.base.computed().items():
         changed: dict[str, list[str]] = {}
         for run in study.runs:
-            swept = name in ("lr", "epochs") and all(setting.startswith("lr-") for setting in run.settings)
+            swept = name in ("lr", "epochs") and all(cells.is_of("lr", setting) for setting in run.settings)
             if (value := getattr(run.params, name)) != usual and not swept:
                 changed.setdefault(str(value), []).extend(run.settings)
         if name in ("kernel", "patch", "seed") or (usual == written[name] and not changed):

@@ -32,6 +32,7 @@ from lib.runs import progress
 from lib.study import ROOT, of_runs, parse_yaml, read_yaml
 
 NOTEBOOK = ROOT / "notebooks" / "train.ipynb"
+AGAIN = "train-again.ipynb"
 PARAMETERS = ("base64", "file", "yaml", "", "raw")  # papermill's options for them, a later one over an earlier one
 
 
@@ -131,7 +132,11 @@ def prepare(notebook: Path, options: dict) -> None:
         options |= {f"parameters_{name}".rstrip("_"): () for name in PARAMETERS}
         options["parameters_yaml"] = (yaml.safe_dump(dataclasses.asdict(params)),)
         if not output:
-            options["output_path"] = output = str(records.run_folder(params) / records.NOTEBOOK)
+            folder = records.run_folder(params)
+            # Of a finished run nothing is trained again, and the notebook that trained it has more to say.
+            done = (folder / records.RESULT).exists() and not params.force
+            name = AGAIN if done else records.NOTEBOOK
+            options["output_path"] = output = str(folder / name)
             print(f"{notebook.name}: no output path given, the executed notebook goes to {output}", file=sys.stderr)
         if not (options["log_output"] or options["stdout_file"]):
             live = os.environ.get(kernel.PROGRESS)  # then what sys.stdout is given stands above the line
