@@ -5,6 +5,7 @@ networks that it is compared with.
 """
 
 import copy
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,8 @@ class CNN(nn.Sequential):
 def network(p: Params, classes: int = 10) -> nn.Module:
     """The network of a run with random weights: images (B, 3, 32, 32) to logits (B, classes)."""
     if p.arch == "convmixer":
+        # Of an even kernel PyTorch warns, several times, that its padding may cost a copy: it trains all the same.
+        warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")
         return ConvMixer(p.dim, p.depth, p.kernel, p.patch, classes)
     if p.arch == "cnn":
         return CNN(classes)

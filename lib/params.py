@@ -4,12 +4,15 @@ The defaults are those of the paper as it is written; everything else is an over
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import functools
 import hashlib
 import json
 import math
+import numbers
+import operator
 import re
 import typing
 from pathlib import PurePath
@@ -39,6 +42,9 @@ UNUSED = {arch: tuple(name for name in SHAPE if f"{{{name}}}" not in called) for
 # pictures is asked for by its path.
 DATASETS = {"cifar10": ("CIFAR-10", 10), "cifar100": ("CIFAR-100", 100)}
 FOLDER = "folder:"
+
+# Folders of reports/ that are no study's: our own records, and the measurements of speed.
+TAKEN = ("published", "bench")
 
 # What a study's YAML says about its runs; the notebook takes it without a complaint, since the same file is
 # given to papermill with -f.
@@ -117,7 +123,7 @@ class Params:
     compile: bool = False  # torch.compile
     workers: int = 0  # data loading processes
     checkpoint_minutes: float = 5.0  # between checkpoints inside an epoch
-    data_dir: str = ""  # where CIFAR-10 (or CIFAR-100) lies; empty for $CONVMIXER_DATA or data/ here
+    data_dir: str = ""  # where CIFAR-10 and CIFAR-100 lie, from the repository's root; empty: $CONVMIXER_DATA or data/
     study: str = "own"  # the folder under reports/
     setting: str = ""  # which file of params/settings/ asked for it
     force: bool = False  # train a finished run again
@@ -277,29 +283,29 @@ def _short(value) -> str:
 
 
 def _typed(name: str, kind: type, value):
-    """`value` as `kind`. Text is converted where it can only mean one thing: YAML reads 1e-3 as text."""
+    """`value` as `kind`. Text is converted where it can only mean one thing: YAML reads 1e-3 as text.
+
+    A number of NumPy, such as a row of a DataFrame has, becomes Python's; a truth value never becomes a number.
+    """
     text = value.strip() if isinstance(value, str) else None
     if kind is str and isinstance(value, str):
         return value
     if kind is bool:
-        if isinstance(value, bool):
-            return value
-        if text is not None and text.lower() in ("true", "false"):
-            return text.lower() == "true"
+        if (said := str(value).strip().lower()) in ("true", "false"):  # NumPy's read the same
+            return said == "true"
         raise ParameterError(f"{name}={value!r}: give True or False")
     if kind is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
+        if not isinstance(value, bool):
+            with contextlib.suppress(TypeError):
+                return operator.index(value)
         if text is not None and re.fullmatch(r"[+-]?\d{1,20}", text):
             return int(text)
         raise ParameterError(
             f"{name}={value!r}: give a whole number, such as {Params.__dataclass_fields__[name].default}"
         )
-    if kind is float and not isinstance(value, bool):
-        try:
+    if kind is float and isinstance(value, (str, numbers.Real)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
             return float(value)
-        except (TypeError, ValueError, OverflowError):
-            pass
     example = Params.__dataclass_fields__[name].default
     raise ParameterError(f"{name}={value!r}: give {'a number' if kind is float else 'text'}, such as {example!r}")
 
@@ -347,12 +353,15 @@ def _check(p: Params) -> None:
     for name in ("study", "setting"):
         word = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", getattr(p, name)) and ".." not in getattr(p, name)
         need(bool(word) or (name == "setting" and not p.setting), name, "give letters, digits, '.', '_' and '-' only")
+    taken = p.study.lower() in TAKEN  # on a Mac's disk capitals make no other folder
+    need(not taken, "study", f"reports/{p.study} is the project's own, give another name")
 
 
 def check_sizes(p: Params, images: int) -> None:
     """ParameterError unless `images`, those of the training part, suffice for what a run wants of them."""
     need = functools.partial(_need, p)
-    need(p.val_size < images, "val_size", f"there are {images} training images")
+    of = "" if p.dataset in DATASETS else f" in {p.dataset}"
+    need(p.val_size < images, "val_size", f"there are {images} training images{of}, give less")
     left = images - p.val_size
     need(p.train_size <= left, "train_size", f"{left} training images are left beside val_size={p.val_size}")
     n, alone = p.train_size or left, p.arch == "convmixer" and p.patch == IMAGE
@@ -367,7 +376,9 @@ def check_sizes(p: Params, images: int) -> None:
 
 def _meant(dataset: str) -> str:
     """The hint of what a data set that there is not was meant to be, if that can be guessed."""
-    if "/" in dataset and not dataset.startswith(FOLDER):
-        return f", did you mean {FOLDER}{dataset}?" if dataset.isprintable() else ""
+    named = dataset.lower().startswith(FOLDER)
+    path = dataset[len(FOLDER) :] if named else dataset
+    if named or "/" in path:
+        return f", did you mean {FOLDER}{path}?" if path and path.isprintable() else ""
     close = difflib.get_close_matches(dataset.lower(), DATASETS, n=1)
     return f", did you mean {close[0]}?" if close else ""

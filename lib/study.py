@@ -124,9 +124,11 @@ def load(name: str) -> Study:
             if seed not in own:
                 continue
             file = PARAMS / "settings" / f"{setting}.yaml"
-            params = _named(file, {**shared, **read_yaml(file), **overrides, "seed": seed, "setting": setting})
+            theirs, ours = {**read_yaml(file), "setting": setting}, {**overrides, "seed": seed}
+            params = _blamed({path: {**shared, **ours}, file: theirs}, {**shared, **theirs, **ours})
             if (params.dataset, params.study) != (base.dataset, name):
-                raise ParameterError(f"{shown(file)}: `dataset:` and `study:` belong in {shown(path)}")
+                where = path if {"dataset", "study"} & set(overrides) else file
+                raise ParameterError(f"{shown(where)}: `dataset:` and `study:` belong at the top of {shown(path)}")
             run = Run(run_name(params, base), params, (label,))
             if run.name in runs:
                 earlier = runs[run.name]
@@ -173,6 +175,25 @@ def _named(path: Path, values: dict) -> Params:
         return Params.of(**values)
     except ParameterError as error:
         raise ParameterError(f"{shown(path)}: {error}") from None
+
+
+def _blamed(parts: dict[Path, dict], values: dict) -> Params:
+    """Parameters from the values of several files; an error names those wrong by themselves, or else all."""
+    try:
+        return Params.of(**values)
+    except ParameterError as error:
+        alone = [path for path, part in parts.items() if _fault(part) == str(error)]
+        files = " with ".join(str(shown(path)) for path in alone or parts)
+        raise ParameterError(f"{files}: {error}") from None
+
+
+def _fault(values: dict) -> str:
+    """What is wrong with values beside the defaults; empty where nothing is."""
+    try:
+        Params.of(**values)
+    except ParameterError as error:
+        return str(error)
+    return ""
 
 
 def _comment(path: Path) -> str:

@@ -225,16 +225,16 @@ class State:
         """TrainingError if a loss of this epoch (or a weight) is NaN or infinite."""
         finite = torch.isfinite(self.losses[: self.step])
         if not finite.all():
-            raise diverged("loss", f"at epoch {self.epoch + 1}, step {int((~finite).nonzero()[0]) + 1}", p)
+            raise self.diverged("loss", f"at epoch {self.epoch + 1}, step {int((~finite).nonzero()[0]) + 1}", p)
         if weights and not all(torch.isfinite(w).all() for w in self.model.state_dict().values()):
             # The next loss would be NaN.
-            raise diverged("network", f"at epoch {self.epoch + 1}, step {self.step}", p)
+            raise self.diverged("network", f"at epoch {self.epoch + 1}, step {self.step}", p)
 
-
-def diverged(what: str, where: str, p: Params) -> TrainingError:
-    """The error of a training that cannot go on."""
-    hint = f"lower lr ({p.lr}) or set clip ({p.clip}) to 1; the last checkpoint is from before"
-    return TrainingError(f"the {what} became NaN or infinite {where}: {hint}")
+    def diverged(self, what: str, where: str, p: Params) -> TrainingError:
+        """The error of a training that cannot go on."""
+        left = "; the last checkpoint is from before" if self.checkpoints else ""
+        hint = f"lower lr ({p.lr}) or set clip ({p.clip}) to 1{left}"
+        return TrainingError(f"the {what} became NaN or infinite {where}: {hint}")
 
 
 class Clock:
@@ -355,7 +355,7 @@ def fit(
             found = evaluate(p, model, forward, *part, normal) if len(part[0]) else {"loss": None, "acc": None}
             entry |= {f"{name}_loss": found["loss"], f"{name}_acc": found["acc"]}
         if not all(value is None or math.isfinite(value) for value in entry.values()):
-            raise diverged("loss", f"in evaluation after epoch {state.epoch + 1}", p)
+            raise state.diverged("loss", f"in evaluation after epoch {state.epoch + 1}", p)
         clock.lap()
         entry |= {
             "seconds": round(state.epoch_seconds, 3),
@@ -422,13 +422,14 @@ def peak_memory(device: torch.device) -> float:
 def estimate(p: Params) -> float | None:
     """Seconds that the whole run takes here, from a few real steps on small batches of noise; accurate to a third.
 
-    None where even these fail, for want of memory most likely: the run itself will say so. TrainingError as `fit`.
+    None where even these fail, for want of memory most likely: the run itself will say so. TrainingError as `fit`, and
+    what `datasets.sizes` raises, before the first step: a batch that cannot be would fail there less readably.
     """
+    n, tested = datasets.sizes(p)
     try:
         rate = _images_per_second(p)
     except (RuntimeError, MemoryError):
         return None
-    n, tested = datasets.sizes(p)
     evaluated = min(TRAIN_EVAL, n) + p.val_size + (tested if p.select == "best_test" else 0)
     # A forward pass costs about a third of a step.
     return (p.epochs * (n + evaluated / 3) + 2 * tested / 3) / rate

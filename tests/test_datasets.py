@@ -142,9 +142,41 @@ def test_classes_that_differ_between_the_parts_are_named(parts):
         of_folder(parts)
 
 
+@pytest.mark.parametrize("train, test", [("Train", "Test"), ("training", "testing"), ("seg_train", "Validation")])
+def test_parts_by_other_names_do_not_become_classes(tmp_path, train, test):
+    for part in (train, test):
+        for name in CLASSES:
+            draw(tmp_path / "own" / part / name / "1.png", 0)
+    if (tmp_path / "own" / "train").exists():
+        pytest.skip("to this disk Train is train")
+    with pytest.raises(DataError, match=f"own: {train} and {test} hold .* name them train and test$"):
+        of_folder(tmp_path / "own")
+
+
+def test_a_class_may_be_called_much_like_a_part_and_may_have_folders_inside(pets):
+    (pets / "cat").rename(pets / "trainbearer")
+    (pets / "dog").rename(pets / "testudo")
+    for path in sorted(pets.glob("*/0*.png")):
+        (path.parent / "of 2019").mkdir(exist_ok=True)
+        path.rename(path.parent / "of 2019" / path.name)
+    assert of_folder(pets).classes == ("owl", "testudo", "trainbearer")
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "Validation"])
+def test_a_validation_part_that_is_not_used_is_said(parts, capsys, name):
+    before = of_folder(parts).digest
+    assert not capsys.readouterr().err
+    shutil.copytree(parts / "test", parts / name)
+    assert of_folder(parts).digest == before
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"{parts / name}: its pictures are not used, the validation split is taken from train (val_size)"
+
+
 def test_what_is_no_picture_by_its_name_is_passed_over(pets):
     before = of_folder(pets).digest
     (pets / "cat" / "notes.txt").write_text("of the cats")
+    (pets / "cat" / "._07.png").write_bytes(b"what macOS leaves beside a file")
+    shutil.copytree(pets / "dog", pets / "cat" / ".ipynb_checkpoints")
     (pets / ".cache").mkdir()
     (pets / "README").write_text("pets")
     assert of_folder(pets).digest == before
@@ -164,8 +196,8 @@ def test_smaller_pictures_are_enlarged_and_that_is_said(pets, capsys):
 @pytest.mark.parametrize(
     "values, words",
     [
-        ({"val_size": 5000}, "val_size=5000: there are 72 training images"),
-        ({"val_size": 70, "batch_size": 2}, "val_size=70: of 72 images it leaves none of some class"),
+        ({"val_size": 5000}, "val_size=5000: there are 72 training images in folder:/.*/pets, give less"),
+        ({"val_size": 70, "batch_size": 2}, "val_size=70: of 72 images it leaves none of some class.*folder:/.*/pets"),
         ({"val_size": 12, "train_size": 61}, "train_size=61: 60 training images are left beside val_size=12"),
         ({"val_size": 12, "batch_size": 61}, "batch_size=61: there are only 60 training images"),
     ],

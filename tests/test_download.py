@@ -217,7 +217,9 @@ def test_where_the_data_lies_is_the_runs_or_the_environments_to_say(tmp_path, mo
     for value, folder in (("", ROOT / "data"), ("near", ROOT / "near"), ("/far", "/far"), ("~/x", tmp_path / "x")):
         monkeypatch.setenv("CONVMIXER_DATA", value)
         assert download.data_folder() == Path(folder)
-    assert download.data_folder(str(tmp_path)) == tmp_path
+    monkeypatch.chdir(tmp_path)  # wherever one stands
+    for value, folder in (("near", ROOT / "near"), (str(tmp_path), tmp_path), ("~/x", tmp_path / "x")):
+        assert download.data_folder(value) == Path(folder)
 
 
 def test_where_the_records_lie_is_read_in_the_same_way(tmp_path):

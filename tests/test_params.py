@@ -5,6 +5,8 @@ import inspect
 import re
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,6 +54,8 @@ REFUSED = [
     ({"dataset": "cifar-100"}, "dataset=cifar-100: give cifar10, cifar100 or folder:PATH, did you mean cifar100?"),
     ({"dataset": "CIFAR10"}, "dataset=CIFAR10: give cifar10, cifar100 or folder:PATH, did you mean cifar10?"),
     ({"dataset": "data/pets"}, "did you mean folder:data/pets?"),
+    ({"dataset": "Folder:data/pets"}, "did you mean folder:data/pets?"),
+    ({"dataset": "FOLDER:pets"}, "did you mean folder:pets?"),
     ({"dataset": "folder:"}, "dataset=folder:: give cifar10, cifar100 or folder:PATH"),
     ({"dataset": "mnist"}, "dataset=mnist: give cifar10, cifar100 or folder:PATH"),
     ({"dataset": "folder:a\nb"}, "give cifar10, cifar100 or folder:PATH"),
@@ -65,6 +69,8 @@ REFUSED = [
     ({"study": "../x"}, "study=../x: give letters"),
     ({"study": "a/b"}, "study=a/b: give letters"),
     ({"study": ""}, "study=: give letters"),
+    ({"study": "published"}, "study=published: reports/published is the project's own, give another name"),
+    ({"study": "Bench"}, "study=Bench: reports/Bench is the project's own, give another name"),
     ({"setting": ".."}, "setting=..: give letters"),
     ({"dtype": "float16", "device": "cpu"}, "dtype=float16: float16 needs device=cuda"),
     ({"device": "gpu"}, "device=gpu: give one of auto, cpu, cuda, cuda:0, mps"),
@@ -90,6 +96,27 @@ def test_one_of_several_gpus_can_be_named():
 def test_text_that_can_only_mean_one_thing_is_converted():
     params = Params.of(lr="1e-3", kernel="7", flip="false")
     assert (params.lr, params.kernel, params.flip) == (1e-3, 7, False)
+
+
+def test_numbers_of_numpy_and_of_a_data_frame_are_numbers():
+    values = {"kernel": 7, "lr": 0.5, "flip": False, "schedule": "constant"}
+    plain = Params(**values)
+    row = pd.DataFrame([values]).iloc[0]
+    for theirs in (row.to_dict(), {"kernel": np.int64(7), "lr": np.float32(0.5), "flip": np.False_}):
+        params = Params(**{**values, **theirs})
+        assert params == plain and params.fingerprint == plain.fingerprint
+        assert [type(getattr(params, name)) for name in ("kernel", "lr", "flip")] == [int, float, bool]
+    assert type(Params(lr=np.int64(1)).lr) is float
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"kernel": np.float64(7)}, {"kernel": 7.0}, {"kernel": np.True_}, {"lr": True}, {"lr": np.True_}, {"flip": 1}],
+    ids=repr,
+)
+def test_a_number_of_another_kind_is_refused(values):
+    with pytest.raises(ParameterError, match=r"^\w+=\S+: give (a|True)"):
+        Params(**values)
 
 
 def test_the_defaults_are_the_study_as_written():

@@ -70,7 +70,7 @@ def test_a_study_is_of_one_data_set(params_folder):
     assert [run.name for run in studies.load("s").runs] == ["k3-p1-seed0"]
     for line in ("dataset: cifar10", "study: other"):
         (params_folder / "settings" / "kernel-3.yaml").write_text(f"kernel: 3\n{line}\n")
-        with pytest.raises(ParameterError, match=r"kernel-3.yaml: `dataset:` and `study:` belong in .*s.yaml"):
+        with pytest.raises(ParameterError, match=r"kernel-3.yaml: `dataset:` and `study:` belong at the top of .*s.y"):
             studies.load("s")
 
 
@@ -146,6 +146,33 @@ def test_a_broken_file_is_refused_by_name(params_folder, content, words):
     assert words in str(refusal.value)
     assert ".yaml" in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+# What stands in studies/s.yaml and in settings/odd.yaml, and which of the two a person has to open.
+AT_FAULT = [
+    ("settings: [kernel-3: {lr: -1}]", "", ["s"], "lr=-1.0: give more than 0"),
+    ("settings: [kernel-3: {kernl: 3}]", "", ["s"], "kernl: unknown parameter"),
+    ("settings: [kernel-3: {dataset: cifar100}]", "", ["s"], "`dataset:` and `study:` belong at the top of"),
+    ("settings: [kernel-3: {seeds: [a]}]", "", ["s"], "seed='a'"),
+    ("settings: [kernel-3]\nseeds: [a]", "", ["s"], "seed='a'"),
+    ("settings: [odd]", "lr: -1", ["odd"], "lr=-1.0"),
+    ("settings: [odd]", "kernl: 3", ["odd"], "kernl: unknown parameter"),
+    ("settings: [odd]\nlr: 0.1", "{arch: vit, dim: 20}", ["odd"], "dim=20: a vit has heads of 16"),
+    ("settings: [odd]\ndim: 20", "arch: vit", ["s", "odd"], "dim=20: a vit has heads of 16"),
+    ("settings: [odd: {dim: 20}]", "arch: vit", ["s", "odd"], "dim=20: a vit has heads of 16"),
+    ("settings: [odd]\nbatch_size: 1", "patch: 32", ["s", "odd"], "batch_size=1: at patch=32"),
+]
+
+
+@pytest.mark.parametrize("study, setting, files, words", AT_FAULT)
+def test_the_file_that_is_named_is_the_one_at_fault(params_folder, study, setting, files, words):
+    (params_folder / "studies" / "s.yaml").write_text(f"study: s\n{study}\n")
+    (params_folder / "settings" / "odd.yaml").write_text(f"{setting}\n")
+    with pytest.raises(ParameterError) as refusal:
+        studies.load("s")
+    named, _, said = str(refusal.value).partition(".yaml: ")
+    assert [path.rpartition("/")[2] for path in f"{named}.yaml".split(" with ")] == [f"{name}.yaml" for name in files]
+    assert said.startswith(words)
 
 
 def test_an_unknown_study_is_told_which_there_are():

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 from lib import checkpoint, records, train
 from lib import study as studies
 from lib.model import ConvMixer
-from lib.params import Params
+from lib.params import ParameterError, Params
 from lib.records import RecordError
 from lib.train import TrainingError, estimate, evaluate, fit, make_optimizer, pick_device, schedule
 
@@ -220,6 +221,19 @@ def test_an_evaluation_that_is_no_number_stops_before_it_is_saved(tmp_path, data
     assert not list((tmp_path / "run").iterdir())
 
 
+@pytest.mark.parametrize("epoch, there", [(1, False), (2, True)])
+def test_a_loss_that_is_no_number_tells_of_a_checkpoint_where_there_is_one(
+    tmp_path, data, tiny, monkeypatch, epoch, there
+):
+    real, steps = train.train_step, iter(range(10**9))
+    last = epoch * 5 - 1  # five steps an epoch
+    monkeypatch.setattr(train, "train_step", lambda *a: real(*a) * (float("nan") if next(steps) == last else 1))
+    with pytest.raises(TrainingError, match=f"NaN or infinite at epoch {epoch}, step 5: lower lr") as error:
+        trained(tiny(), data, tmp_path / "run")
+    assert ("the last checkpoint is from before" in str(error.value)) is there
+    assert (checkpoint.load(tmp_path / "run") is not None) is there
+
+
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -261,6 +275,23 @@ def test_half_precision_without_cuda_is_said(tiny):
 def test_an_estimate_is_a_time(tiny):
     assert 0 < estimate(tiny()) < 600
     assert estimate(tiny(epochs=2000)) > 10 * estimate(tiny(epochs=2))
+
+
+def test_a_folder_too_small_for_its_batches_is_refused_before_anything_is_timed(tmp_path, tiny):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            (tmp_path / name / f"{i}.png").touch()
+    p = tiny(dataset=f"folder:{tmp_path}", patch=32, batch_size=1, train_size=0, val_size=0, select="last")
+    with pytest.raises(ParameterError, match="batch_size=1: at patch=32 BatchNorm needs 2 images or more"):
+        estimate(p)
+
+
+def test_an_even_kernel_trains_without_a_warning(tmp_path, data, tiny):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Using padding='same'")
+        few = dataclasses.replace(data, test_images=data.test_images[:10], test_labels=data.test_labels[:10])
+        assert np.isfinite(trained(tiny(kernel=4, epochs=1), few, tmp_path / "run").test["loss"])
 
 
 def test_times_for_people():

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import sys
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from lib.study import ROOT
 PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as torchvision has them
 TEST_SHARE = 5  # of a folder without parts every fifth picture is for testing
 PARTS = ("train", "test")
+VALIDATION = ("val", "valid", "validation")  # a third part that others have; here the run takes its own from train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,10 @@ def load(p: Params) -> Dataset:
     if p.dataset == "cifar10":
         return dataclasses.replace(data, normal=Normal(MEAN, STD[p.std]))
     check_sizes(p, len(data.train_images))
-    split(data.train_labels, p.val_size, p.train_size, p.seed)
+    try:
+        split(data.train_labels, p.val_size, p.train_size, p.seed)
+    except ParameterError as error:
+        raise ParameterError(f"{error} ({p.dataset})") from None
     return dataclasses.replace(data, normal=normalisation(data.train_images, p.std))
 
 
@@ -191,8 +195,10 @@ def of_folder(folder: Path) -> Dataset:
         arrays[f"{part}_labels"] = np.array([y for *_, y in found], kind)
         small += [path for _, path, _ in found if size(path) < IMAGE]
     if small:
-        print(f"{folder}: {len(small)} pictures of less than {IMAGE} x {IMAGE} are enlarged, such as {small[0]}",
-              file=sys.stderr, flush=True)  # fmt: skip
+        download.say(f"{folder}: {len(small)} pictures of less than {IMAGE} x {IMAGE} are enlarged, such as {small[0]}")
+    for path in subfolders(folder):
+        if path.name.lower() in VALIDATION and (folder / "train").is_dir():
+            download.say(f"{path}: its pictures are not used, the validation split is taken from train (val_size)")
     named = np.frombuffer(json.dumps(classes).encode(), np.uint8)
     return Dataset(**arrays, classes=classes, digest=digest_of([*arrays.values(), named]))
 
@@ -218,6 +224,7 @@ def _listed(folder: Path) -> dict[str, dict[str, list[Path]]]:
             if only := [c for c in parts[name] if c not in parts[other]]:
                 raise DataError(f"{folder}: {name} has a class that {other} has not: {', '.join(only[:3])}")
         return parts
+    refuse_other_names(folder)
     parts = {name: {} for name in PARTS}
     for name, files in by_class(folder).items():
         if len(files) < 2:
@@ -228,11 +235,34 @@ def _listed(folder: Path) -> dict[str, dict[str, list[Path]]]:
     return parts
 
 
+def refuse_other_names(folder: Path) -> None:
+    """DataError where the parts have other names, such as Train and Test: they would be taken for two classes."""
+    bare = [path.name for path in subfolders(folder) if not any(map(is_picture, path.iterdir()))]
+    likes = [[name for name in bare if re.search(like, name.lower())] for like in ("train", "test|val")]
+    if all(likes):
+        names = f"{likes[0][0]} and {likes[1][0]}"
+        raise DataError(
+            f"{folder}: {names} hold folders and no pictures; if they are the parts, name them train and test"
+        )
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder by their names; hidden ones are none."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture, by its name."""
+    return path.suffix.lower() in PICTURES and path.is_file()
+
+
 def by_class(folder: Path) -> dict[str, list[Path]]:
-    """The pictures in each folder of a class, wherever in it they lie; hidden folders are none. Raises DataError."""
+    """The pictures in each folder of a class, wherever in it they lie; hidden ones are none. Raises DataError."""
     found = {}
-    for inside in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        found[inside.name] = [path for path in inside.rglob("*") if path.suffix.lower() in PICTURES and path.is_file()]
+    for inside in subfolders(folder):
+        # Not ._7.png, which macOS leaves beside 7.png, nor what Jupyter keeps in .ipynb_checkpoints.
+        there = (path for path in inside.rglob("*") if "/." not in path.relative_to(folder).as_posix())
+        found[inside.name] = list(filter(is_picture, there))
         if not found[inside.name]:
             raise DataError(f"{inside}: no picture in it ({', '.join(PICTURES)})")
     if len(found) < 2:

@@ -74,9 +74,9 @@ BROKEN = (
 
 
 def data_folder(data_dir: str = "") -> Path:
-    """Where CIFAR-10 lies: `data_dir` as given, $CONVMIXER_DATA (from the repository's root), or data/ there."""
+    """Where CIFAR-10 lies: `data_dir`, $CONVMIXER_DATA or data/; from the repository's root where it is relative."""
     if data_dir:
-        return Path(data_dir).expanduser().resolve()
+        return study.ROOT / Path(data_dir).expanduser()
     return study.folder("CONVMIXER_DATA", "data")
 
 
