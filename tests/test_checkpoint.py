@@ -196,3 +196,23 @@ def test_a_rename_that_fails_for_another_reason_takes_nothing_away(tmp_path, mon
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         files.write_bytes(tmp_path / "file", b"new")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+def test_a_damaged_last_one_never_becomes_the_previous_one(tmp_path):
+    for epoch in (1, 2):
+        checkpoint.save(tmp_path, {"epoch": epoch})
+    (tmp_path / records.CHECKPOINT).write_bytes(b"torn")
+    assert checkpoint.load(tmp_path)["epoch"] == 1
+    checkpoint.save(tmp_path, {"epoch": 3})
+    (tmp_path / records.CHECKPOINT).write_bytes(b"torn again")
+    assert checkpoint.load(tmp_path)["epoch"] == 1  # or nothing would be left
+    (tmp_path / records.RESULT).touch()
+    checkpoint.remove(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [records.RESULT]
+
+
+def test_what_is_flushed_is_the_whole_file_and_everybody_may_read_it(tmp_path, monkeypatch):
+    sizes, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (sizes.append(os.fstat(descriptor).st_size), fsync(descriptor)))
+    files.write_bytes(tmp_path / "a", b"abc")
+    assert sizes[0] == 3 and (tmp_path / "a").stat().st_mode & 0o777 == 0o644

@@ -1,6 +1,7 @@
 """The ledger of claims and the gap: made-up studies on which each verdict is known beforehand."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -234,3 +235,93 @@ def test_the_rerun_stands_beside_the_curve_that_the_authors_print(home):
     fill("as_run", lambda run: 79.0)
     (said,) = gap.rerun(claims.Evidence())
     assert said.startswith("After epochs 10, 20, 30 the rerun") and "their own outputs 74.15, 79.16, 80.96 %" in said
+
+
+def write(name, accuracy):
+    """Finishes the runs of a study for which `accuracy` has one, by (first setting, seed), and no others."""
+    study = studies.load(name)
+    for run in study.runs:
+        for setting in run.settings:
+            if (setting, run.params.seed) in accuracy:
+                value = accuracy[setting, run.params.seed]
+                made.write(study, run, made.record(run) | {"test_acc": value, "last_test_acc": value})
+
+
+APART = 1.96 * 2**0.5 * published.SEED_NOISE[16]  # 0.53 points, by which two single runs differ in 95 % of pairs
+
+
+@pytest.mark.parametrize(
+    "beyond, word", [(0.95, NOT_RESOLVED), (1.05, SUPPORTED), (-0.95, NOT_RESOLVED), (-1.05, CONTRADICTED)]
+)
+def test_epochs_explain_the_gap_where_they_gain_more_than_half_of_it(home, beyond, word):
+    half = (92.61 - 80.96) / 2
+    write("original", {("cut-30", 0): 80.0, ("patch-4", 0): round(80 + half + beyond * APART, 2)})
+    assert verdicts()["too few epochs explain most of the gap"] == word
+
+
+@pytest.mark.parametrize(
+    "beyond, reached, gained",
+    [(0.95, SUPPORTED, SUPPORTED), (-0.95, SUPPORTED, SUPPORTED), (1.05, SUPPORTED, CONTRADICTED),
+     (-1.05, CONTRADICTED, CONTRADICTED)],
+)  # fmt: skip
+def test_a_figure_of_the_papers_is_repeated_within_what_seeds_do(home, beyond, reached, gained):
+    high = round(88.94 + beyond * APART, 2)
+    low = round(high - 3.29 - beyond * 2**0.5 * APART, 2)
+    write("paper", {("kernel-9", 0): high, ("kernel-3", 0): low})
+    found = verdicts()
+    assert found["ConvMixer-256/8 with k=9, p=1 reaches 88.94 %"] == reached
+    assert found["k=9 gains up to 3.29 points over k=3"] == gained
+
+
+@pytest.mark.parametrize("sign, vit, words", [(1, 60, (SUPPORTED, SUPPORTED)), (-1, 99, (CONTRADICTED, CONTRADICTED))])
+def test_the_compromise_and_the_vit(home, sign, vit, words):
+    accuracy = by_size(sign)
+    fill("laptop", lambda run: vit if run.params.arch == "vit" else accuracy(run))
+    found = verdicts()
+    assert (found["p=2 is a reasonable compromise"], found["convolutions compete with attention"]) == words
+    study = studies.load("laptop")
+    for run in study.runs_of("patch-2"):  # on another machine, whose speed says nothing here
+        record = made.record(run) | {"test_acc": 70.0}
+        made.write(study, run, record | {"environment": record["environment"] | {"cpu": "Another Processor"}})
+    assert verdicts()["p=2 is a reasonable compromise"] == NOT_RESOLVED
+
+
+def judged(judge, **measured):
+    """A claim about the bench; measured: of k9p1, for example, the images/s of each turn and the MB."""
+    networks = [
+        {"dim": 256, "depth": 8, "kernel": int(name[1]), "patch": int(name[3]),
+         "variants": {"PyTorch, defaults": {"images_per_second": turns[1], "turns": turns, "peak_memory_mb": mb}}}
+        for name, (turns, mb) in measured.items()
+    ]  # fmt: skip
+    bench = {"networks": networks, "environment": {"cpu": "A Processor"}, "threads": 2}
+    return judge(SimpleNamespace(benches=[bench])).word
+
+
+@pytest.mark.parametrize(
+    "slow, word", [((8.0, 8.1, 8.2), SUPPORTED), ((9.2, 9.3, 9.4), CONTRADICTED), ((5.0, 8.0, 13.0), NOT_RESOLVED)]
+)
+def test_throughput_falls_where_it_is_clearly_a_tenth_less(slow, word):
+    fast = [9.9, 10.0, 10.1]
+    assert judged(claims.throughput_falls, k3p1=(fast, 1), k5p1=(fast, 1), k7p1=(fast, 1), k9p1=(list(slow), 1)) == word
+    assert judged(claims.throughput_falls, k3p1=(fast, 1)) == NOT_RUN
+
+
+@pytest.mark.parametrize("speed, mb, word", [(1, 900, SUPPORTED), (1, 90, CONTRADICTED), (99, 900, CONTRADICTED)])
+def test_small_patches_cost_both_time_and_memory(speed, mb, word):
+    assert judged(claims.cost_of_small_patches, k9p1=([speed] * 3, mb), k9p4=([10] * 3, 100)) == word
+
+
+@pytest.mark.parametrize("high, word", [(70.0, SUPPORTED), (81.0, NOT_RESOLVED), (82.0, CONTRADICTED)])
+def test_the_best_rate_is_ahead_of_both_others_in_validation(home, high, word):
+    """By the 1.55 points that seeds do after so few epochs; what the test set says does not count."""
+    study, ends = studies.load("paper"), {"lr-1e-4": 60.0, "lr-1e-3": 80.0, "lr-1e-2": high}
+    for setting, value in ends.items():
+        for run in study.runs_of(setting):
+            record = made.record(run) | {"test_acc": 100 - value}
+            record["history"][-1] |= {"val_acc": value}
+            made.write(study, run, record)
+    assert verdicts()["0.001 is the best learning rate"] == word
+
+
+def test_what_was_not_run_outweighs_what_is_not_resolved():
+    assert claims.of_all([NOT_RESOLVED, NOT_RUN, SUPPORTED]) == NOT_RUN

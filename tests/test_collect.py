@@ -1,12 +1,13 @@
 """Finished runs from another machine: what is taken, what is not and why."""
 
+import errno
 import json
 import shutil
 
 import pytest
 
 import made
-from lib import records
+from lib import files, records
 from lib.data.download import DIGEST
 from lib.runs import collect, lock
 
@@ -95,3 +96,33 @@ def test_what_this_code_could_not_have_written_is_not_taken(other, capsys, value
 def test_a_folder_without_runs_is_said(tmp_path, capsys):
     assert collect.main([str(tmp_path)]) == 1 and "no finished run" in capsys.readouterr().err
     assert collect.main([]) == collect.main([""]) == collect.main(["/no/such/folder"]) == 2
+
+
+def test_a_run_is_here_only_when_all_of_it_is(tmp_path, monkeypatch):
+    made.place(monkeypatch, tmp_path)
+    study = made.study(settings=["kernel-3"])
+    made.write(study, study.runs[0], made.record(study.runs[0]) | {"data_digest": DIGEST})
+    (tmp_path / "reports").rename(tmp_path / "elsewhere")
+    write = files.write_bytes
+
+    def full(path, content):
+        if path.name == records.ARRAYS:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(files, "write_bytes", full)
+    assert collect.main([str(tmp_path / "elsewhere")]) == 1
+    assert not (records.folder_of("made", "k3-p1-seed0") / records.RESULT).exists()
+
+
+def test_published_runs_leave_out_the_weights_of_all_seeds_but_the_first(tmp_path, monkeypatch):
+    made.place(monkeypatch, tmp_path)
+    study = made.study(settings=["kernel-3"], seeds=(0, 1))
+    for run in study.runs:
+        folder = made.write(study, run, made.record(run) | {"data_digest": DIGEST})
+        (folder / records.WEIGHTS).write_bytes(b"weights")
+    (tmp_path / "reports").rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(records, "PUBLISHED", records.REPORTS)
+    assert collect.main([str(tmp_path / "elsewhere")]) == 0
+    there = [path.parent.name for path in records.REPORTS.glob(f"*/runs/*/{records.WEIGHTS}")]
+    assert there == ["k3-p1-seed0"]

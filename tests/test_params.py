@@ -78,6 +78,30 @@ REFUSED = [
     ({"device": "cuda:-1"}, "device=cuda:-1: give one of auto"),
     ({"device": "cuda:1\n"}, "give one of auto"),
     ({"device": "mps:0"}, "device=mps:0: give one of auto"),
+    ({"kernel": 64}, "kernel=64: larger than any image needs, give 1 to 63"),
+    ({"dim": 0}, "dim=0: give 1 or more"),
+    ({"depth": 0}, "depth=0: give 1 or more"),
+    ({"test_batch_size": 0}, "test_batch_size=0: give 1 or more"),
+    ({"lr": 0}, "lr=0.0: give more than 0"),
+    ({"lr": True}, "lr=True: give a number"),
+    ({"eps": 0}, "eps=0.0: give more than 0"),
+    ({"checkpoint_minutes": 0}, "checkpoint_minutes=0.0: give more than 0"),
+    *(({name: -0.5}, f"{name}=-0.5: give 0 or more") for name in ("clip", "jitter", "mixup", "cutmix")),
+    *(({name: -1}, f"{name}=-1: give 0 or more") for name in ("train_size", "val_size", "workers", "seed")),
+    *(
+        ({name: share}, f"{name}={share}: give a share between 0 and 1")
+        for name in ("erasing", "mix_prob", "label_smoothing")
+        for share in (-0.1, 1.1)
+    ),
+    ({"label_smoothing": 1}, "label_smoothing=1.0: give less than 1"),
+    ({"crop_scale": 0}, "crop_scale=0.0: give a share above 0, up to 1"),
+    ({"crop_scale": 1.1}, "crop_scale=1.1: give a share above 0, up to 1"),
+    ({"crop_ratio": 0.9}, "crop_ratio=0.9: give 1 or more"),
+    ({"seed": 2**32}, f"seed={2**32}: give less than {2**32}"),
+    ({"seed": "1" + "0" * 5000}, "give a whole number"),
+    ({"study": "a..b"}, "study=a..b: give letters"),
+    ({"study": "a" * 65}, "give letters"),
+    ({"dtype": "float16", "device": "mps"}, "dtype=float16: float16 needs device=cuda"),
 ]
 
 

@@ -99,6 +99,19 @@ def other_parameters(text):
     return json.dumps({**values, "fingerprint": "0" * 16, "params": {**values["params"], "lr": 0.5}})
 
 
+def changed(**values):
+    return lambda text: json.dumps({**json.loads(text), **values})
+
+
+def in_history(**values):
+    def damage(text):
+        record = json.loads(text)
+        record["history"][0] |= values
+        return json.dumps(record)
+
+    return damage
+
+
 DAMAGE = [
     (no_json, "not readable as a record"),
     (not_a_number, "holds NaN"),
@@ -110,6 +123,12 @@ DAMAGE = [
     (words_in_history, "holds something else than numbers"),
     (a_list, "not an object"),
     (other_parameters, "made with other parameters (lr: 0.5 -> "),
+    (changed(selected_epoch=0), "selected_epoch is 0 of 12"),
+    (changed(test_acc=-1.0), "an accuracy is not between 0 and 100"),
+    (changed(last_test_acc=101.0), "an accuracy is not between 0 and 100"),
+    (changed(per_class_acc={"cat": 120.0}), "an accuracy is not between 0 and 100"),
+    (in_history(val_acc=100.5), "an accuracy is not between 0 and 100"),
+    (in_history(train_loss=None), "an entry of history lacks one of epoch"),
 ]
 
 
@@ -174,3 +193,20 @@ def test_a_machine_is_named_by_its_gpu_or_its_processor():
     assert records.machine_name({"environment": environment}) == "A Processor (AVX2, 2 threads)"
     assert records.machine_name({"environment": {"cpu": "A Processor"}, "threads": 4}) == "A Processor (4 threads)"
     assert records.machine_name({"environment": environment | {"gpu": "A GPU"}}) == "A GPU"
+
+
+def test_logits_of_which_one_differs_are_not_this_records(study):
+    made.fill(study)
+    record = made.record(study.runs[0])
+    arrays = records.read_arrays(record)
+    path = made.folder_of(study, study.runs[0]) / records.ARRAYS
+    flip = np.flatnonzero(arrays["logits"].argmax(1) != arrays["labels"])[0]
+    arrays["logits"][flip] = np.eye(10)[arrays["labels"][flip]]  # one more is right: 0.01 %
+    records.write_arrays(path, arrays)
+    with pytest.raises(records.RecordError, match="not the logits of the record beside it"):
+        records.read_arrays(record)
+
+
+def test_a_record_from_before_its_normalisation_was_kept_has_the_deviation_that_its_run_asked_for():
+    record = {"params": {"std": "images"}}
+    assert records.normal(record) == records.Normal(records.MEAN, records.STD["images"])

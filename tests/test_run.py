@@ -1,14 +1,15 @@
 """One run from parameters to record: finished once, never mixed, and a failure leaves its reason."""
 
+import errno
 import json
 
 import numpy as np
 import pytest
 import safetensors.torch
 
-from lib import checkpoint, params, records, train
+from lib import checkpoint, files, params, records, train
 from lib.model import ConvMixer, count_parameters
-from lib.params import NUMERICS, ParameterError
+from lib.params import NUMERICS, ParameterError, Params
 from lib.records import RecordError
 from lib.runs import lock, run
 from lib.runs.lock import OwnerError, own
@@ -198,3 +199,54 @@ def test_the_announcement_says_how_long_and_how_to_ask_for_less(reports, tiny, m
     monkeypatch.setattr(run, "estimate", lambda p: 40_000)
     assert "about 11 h 07 min here on cpu" in run.announce(tiny())
     assert "Smaller: -f params/studies/smoke.yaml" in run.announce(tiny())
+
+
+def test_what_a_killed_writer_left_is_swept_away_by_the_next(reports, tiny):
+    folder = records.run_folder(tiny())
+    folder.mkdir(parents=True)
+    (folder / f".checkpoint.pt.abc{files.PART}").write_bytes(b"half")
+    run.run(tiny(), silent)
+    assert not list(folder.glob(f".*{files.PART}"))
+
+
+def test_the_room_that_is_needed_grows_with_the_network(reports, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 25e6}))
+    run.need_room(tiny(), tmp_path)
+    with pytest.raises(TrainingError, match="25 MB free, 54 MB needed"):
+        run.need_room(Params(), tmp_path)
+
+
+@pytest.mark.parametrize("broken", [records.ARRAYS, records.WEIGHTS])
+def test_a_record_is_there_only_with_all_that_belongs_to_it(reports, tiny, monkeypatch, broken):
+    write = files.write_bytes
+
+    def full(path, *words, **named):
+        if path.name == broken:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, *words, **named)
+
+    for module in (files, records):
+        monkeypatch.setattr(module, "write_bytes", full)
+    with pytest.raises(TrainingError, match="No space left"):
+        run.run(tiny(), silent)
+    assert not (records.run_folder(tiny()) / records.RESULT).exists()
+
+
+def test_what_is_kept_is_of_the_epoch_that_was_best_in_validation(reports, tiny, monkeypatch):
+    """With a constant rate the first epoch is a training of one epoch, and validation is made to fall after it."""
+    p, real, falling = tiny(schedule="constant", lr=0.03), train.evaluate, iter((90.0, 80.0))
+    one, two = run.run(p.replace(epochs=1, select="last"), silent), run.run(p.replace(select="last"), silent)
+
+    def evaluate(p, model, forward, images, labels, *normal):
+        found = real(p, model, forward, images, labels, *normal)
+        return found | {"acc": next(falling)} if len(labels) == p.val_size else found
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    kept = run.run(p, silent)
+    assert (kept["selected_epoch"], one["test_acc"] == two["test_acc"]) == (1, False)
+    for name in ("test_acc", "test_loss", "per_class_acc"):
+        assert kept[name] == one[name]
+    assert (kept["last_test_acc"], kept["last_test_loss"]) == (two["test_acc"], two["test_loss"])
+    folders = [records.folder_of("test", record["run"]) for record in (kept, one)]
+    for name in (records.WEIGHTS, records.ARRAYS):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()

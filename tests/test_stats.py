@@ -125,3 +125,7 @@ def test_intervals_of_many_tests_err_together_in_5_of_100_studies():
         found = [stats.mean(values) for values in study]
         missed += any(abs(each.mean) > stats.wider(each.half, each.n, 3) for each in found)
     assert missed / 2000 == pytest.approx(0.05, abs=0.015)
+
+
+def test_holm_never_says_more_than_one():
+    assert stats.holm(pd.Series([0.6, 0.9])).tolist() == [1.0, 1.0]

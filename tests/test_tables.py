@@ -309,3 +309,36 @@ def test_of_variants_the_best_in_validation_is_named_and_one_alone_is_none(home)
     assert sentences.others(one) == []
     held = made.study("held", settings=[{"patch-4": {"lr": 0.1}}, {"patch-4": {"lr": 0.2}}], val_size=0, select="last")
     assert not any("nan" in said for said in sentences.others(made.runs(held)))
+
+
+@pytest.mark.parametrize("what, value", [("numerics", 2), ("train_images", 1)])
+def test_records_of_other_sources_are_not_averaged(home, what, value):
+    runs = made.runs(made.study(settings=["kernel-3"], seeds=range(2)))
+    runs.at[1, "record"][what] = value
+    with pytest.raises(cells.MixedRuns, match=what):
+        cells.of_setting(runs, "kernel-3")
+
+
+def test_records_of_two_types_are_not_averaged(home):
+    runs = made.runs(made.study(settings=["kernel-3"], seeds=range(2)))
+    runs.at[1, "record"]["environment"]["dtype"] = "bfloat16"
+    with pytest.raises(cells.MixedRuns, match="dtype: float32 -> bfloat16"):
+        cells.of_setting(runs, "kernel-3")
+
+
+def test_each_accuracy_stands_in_its_column(home):
+    study = made.study(settings=["kernel-9", "cnn"], epochs=4)
+    for run in study.runs:
+        record = made.record(run, leak=True)
+        for epoch, (val, test) in zip(record["history"], ((50, 41), (70, 66), (60, 68), (55, 44)), strict=False):
+            epoch |= {"val_acc": val, "test_acc": test}
+        made.write(
+            study, run, record | {"selected_epoch": 2, "test_acc": 66.0, "last_test_acc": 44.0, "seconds": 120.0}
+        )
+    runs = records.load(study)
+    row = tables.selection(runs).set_index("setting").loc["kernel-9"]
+    assert (row["last_epoch"], row["selected"], row["best_on_test"]) == (44, 66, 68)
+    each = tables.every_run(runs).iloc[0]
+    assert (each["selected"], each["last_epoch"], each["validation"], each["selected_epoch"]) == (66, 44, 70, 2)
+    other = tables.others(runs).iloc[0]
+    assert (other["setting"], other["ours"], other["validation"]) == ("cnn", 66, 70)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import math
 import time
 import warnings
 
@@ -10,12 +11,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from lib import checkpoint, records, train
 from lib import study as studies
+from lib.data.augment import Augment, normalise
+from lib.data.datasets import split
+from lib.data.draws import order
+from lib.data.mix import mix
 from lib.model import ConvMixer
 from lib.params import ParameterError, Params
-from lib.records import RecordError
+from lib.records import MEAN, STD, Normal, RecordError
 from lib.train import TrainingError, estimate, evaluate, fit, make_optimizer, pick_device, schedule
 
 TIMES = ("seconds", "images_per_second")
@@ -321,3 +327,72 @@ def test_a_checkpoint_is_due_after_five_minutes(seconds, due, tiny, monkeypatch)
     now = clock.saved
     monkeypatch.setattr(train.time, "perf_counter", lambda: now + seconds)
     assert clock.checkpoint_is_due() is due
+
+
+def test_a_network_that_is_no_number_is_never_saved_even_while_its_loss_still_is_one(tmp_path, data, tiny, monkeypatch):
+    real, steps = train.train_step, []
+
+    def poison(p, forward, model, *others):
+        loss = real(p, forward, model, *others)
+        steps.append(1)
+        if len(steps) == 2:
+            model.head.bias.data[0] = float("nan")
+        return loss
+
+    monkeypatch.setattr(train, "train_step", poison)
+    with pytest.raises(TrainingError, match="the network became NaN or infinite at epoch 1, step 2"):
+        train.fit(tiny(checkpoint_minutes=1e-9), data, tmp_path, say=lambda _: None)
+    assert checkpoint.load(tmp_path)["step"] == 1
+
+
+def test_the_loop_is_the_one_that_a_reader_would_write(tmp_path, data, tiny):
+    """From the split, the plans, the orders and the mixes, with torch's own AdamW, schedule and clipping."""
+    p = tiny(
+        native=False,
+        clip=0.5,
+        eps=1e-3,
+        weight_decay=0.5,
+        decay_1d=False,
+        label_smoothing=0.1,
+        select="last",
+        std="images",
+    )
+    data = dataclasses.replace(data, normal=Normal(MEAN, STD["images"]))
+    state = fit(p, data, tmp_path, say=lambda text: None).state
+
+    rows, val = split(data.train_labels, p.val_size, p.train_size, p.seed)
+    images, labels = data.train_images[rows], torch.tensor(data.train_labels[rows]).long()
+    augment = Augment(images, p, *data.normal)
+    batches = [order(p.seed, epoch, len(rows)) for epoch in range(p.epochs)]
+    torch.manual_seed(p.seed)
+    model = ConvMixer(p.dim, p.depth, p.kernel, p.patch).to(memory_format=torch.channels_last)
+    thick, thin = ([w for w in model.parameters() if (w.ndim > 1) == many] for many in (True, False))
+    optimizer = torch.optim.AdamW(thick, lr=p.lr, weight_decay=p.weight_decay, eps=p.eps)
+    optimizer.add_param_group({"params": thin, "weight_decay": 0.0})
+    steps = p.epochs * math.ceil(len(rows) / p.batch_size)
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: (1 + math.cos(math.pi * (t + 0.5) / steps)) / 2)
+    for epoch in range(p.epochs):
+        for step, batch in enumerate(torch.tensor(batches[epoch]).split(p.batch_size)):
+            x = torch.tensor(augment.batch(augment.plan(epoch), batch.numpy())).permute(0, 3, 1, 2)
+            x, targets = mix(x, labels[batch], p, epoch, step)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), targets).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), p.clip)
+            optimizer.step()
+            rates.step()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(state.model.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    model.eval()
+    for part, held in (("train", rows), ("val", val)):
+        plain = torch.tensor(normalise(data.train_images[held], *data.normal)).permute(0, 3, 1, 2)
+        logits, right = model(plain), torch.tensor(data.train_labels[held]).long()
+        assert state.history[-1][f"{part}_loss"] == pytest.approx(F.cross_entropy(logits, right).item(), rel=1e-3)
+        assert state.history[-1][f"{part}_acc"] == pytest.approx(
+            100 * (logits.argmax(1) == right).float().mean().item(), abs=0.6
+        )
+
+
+def test_of_epochs_that_are_equally_good_the_first_is_kept(tmp_path, data, tiny, monkeypatch):
+    real = train.evaluate
+    monkeypatch.setattr(train, "evaluate", lambda *a: real(*a) | {"acc": 50.0})
+    assert train.fit(tiny(), data, tmp_path, say=lambda text: None).selected_epoch == 1
