@@ -12,6 +12,13 @@ from lib import explore, predict, records
 from lib.study import ROOT
 
 
+@pytest.fixture(autouse=True)
+def no_runs_of_this_machine(tmp_path, monkeypatch):
+    """Whoever runs the tests may have trained runs of the same names."""
+    monkeypatch.setattr(records, "REPORTS", tmp_path / "reports")
+    predict.network.cache_clear()
+
+
 @pytest.fixture
 def cat(tmp_path, cifar):
     """The first cat of the test images, as a file whose name has a space and an apostrophe."""
@@ -44,16 +51,13 @@ def test_the_probabilities_are_the_softmax_of_the_record_s_logits(cat, cifar):
 
 
 def test_a_run_of_this_machine_comes_before_the_published_one_of_that_name(cat, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "REPORTS", tmp_path)
-    published, own = records.PUBLISHED / "quick/runs/k9-p4-seed0", tmp_path / "quick/runs/k9-p4-seed0"
+    published, own = records.PUBLISHED / "quick/runs/k9-p4-seed0", records.folder_of("quick", "k9-p4-seed0")
     assert predict.chosen("quick/k9-p4-seed0") == published
     shutil.copytree(published, own)
     assert predict.chosen("quick/k9-p4-seed0") == own
-    predict.network.cache_clear()
     assert predict.main([str(cat), "--run", "quick/k9-p4-seed0"]) == 0 and str(own) in capsys.readouterr().out
     (own / records.WEIGHTS).unlink()
     assert predict.chosen("quick/k9-p4-seed0") == published
-    predict.network.cache_clear()
 
 
 def test_it_says_which_network_and_how_good(cat, capsys):

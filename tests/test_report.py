@@ -136,7 +136,7 @@ def test_every_caption_says_what_runs_it_is_of(copy, built):
 
 def test_without_the_images_the_mistakes_say_what_is_missing(copy, built):
     text = (copy / "reports" / "part" / "index.html").read_text(encoding="utf-8")
-    assert "Mistakes cannot be drawn yet. It needs a finished run and the test images" in text
+    assert "Mistakes cannot be drawn yet. It needs a finished run, the test images" in text
 
 
 def test_the_same_records_give_the_same_bytes_and_stale_files_go(copy, built):
