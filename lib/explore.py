@@ -27,20 +27,30 @@ def trained(study: str, name: str) -> tuple[Path, dict, nn.Module]:
 
     Where this machine has not trained it, the published one. RecordError says what is missing.
     """
-    for folder in (records.folder_of(study, name), records.PUBLISHED / study / "runs" / name):
-        if (folder / records.RESULT).exists() and (folder / records.WEIGHTS).exists():
-            return folder, *trained_in(folder)
+    if folder := folder_of(study, name):
+        return folder, *trained_in(folder)
     there = study in studies.names() and name in [run.name for run in studies.load(study).runs]
     advice = (
         f"`make runs STUDY={study}` trains it (where a record is without weights, move {records.RESULT} away first)"
     )
     if not there:
-        advice = f"no file of params/studies/ asks for it; published are {', '.join(_published(study))}"
+        advice = f"no file of params/studies/ asks for it; published are {', '.join(published(study))}"
     raise RecordError(f"{study}/{name}: no finished run with its weights, neither here nor published; {advice}")
 
 
-def _published(study: str) -> list[str]:
-    """The published runs with weights of a study or, where there is none of it, of all."""
+def folder_of(study: str, name: str) -> Path | None:
+    """Where a finished run lies with its weights: on this machine or else among the published ones; None if nowhere."""
+    places = (records.folder_of(study, name), records.PUBLISHED / study / "runs" / name)
+    return next((place for place in places if is_whole(place)), None)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds a finished run with its weights."""
+    return (folder / records.RESULT).exists() and (folder / records.WEIGHTS).exists()
+
+
+def published(study: str = "") -> list[str]:
+    """The published runs with weights, as study/run, of a study or, where there is none of it, of all."""
     found = [f"{record['study']}/{record['run']}" for _, record in records.with_weights(records.PUBLISHED)]
     return [name for name in found if name.startswith(f"{study}/")] or found
 

@@ -42,15 +42,15 @@ def chosen(run: str = "") -> Path:
     """The folder of a run; RecordError says which there are."""
     if run:
         study, _, name = run.partition("/")
-        for folder in (records.folder_of(study, name), records.PUBLISHED / study / "runs" / name, Path(run)):
-            if (folder / records.WEIGHTS).exists() and (folder / records.RESULT).exists():
-                return folder
+        if folder := explore.folder_of(study, name):
+            return folder
+        if explore.is_whole(Path(run)):
+            return Path(run)
     published = records.with_weights(records.PUBLISHED)
     if run or not published:
-        there = ", ".join(f"{record['study']}/{record['run']}" for _, record in published)
         raise RecordError(
             f"RUN={run}: no run with weights, neither of this machine nor published, and no folder of one; published "
-            f"are: {there or 'none'}"
+            f"are: {', '.join(explore.published()) or 'none'}"
         )
     # Accuracies on different data cannot be compared, so the best is one of CIFAR-10. Without a validation split,
     # accuracy would have to come from the test set: such a run is never the best.

@@ -11,7 +11,8 @@ from lib.params import UserError, differences
 from lib.report import published
 
 PUBLISHED = {"kernel": published.KERNELS, "patch": published.PATCHES}
-TWIN = {"kernel-9": "patch-1", "patch-1": "kernel-9"}  # one configuration, in both ablations
+BASELINE = "kernel-9"  # k=9, p=1 is in both ablations
+TWIN = {BASELINE: "patch-1", "patch-1": BASELINE}
 
 
 class MixedRuns(UserError):
@@ -78,12 +79,6 @@ def showing(runs: pd.DataFrame, settings: set[str]) -> pd.DataFrame:
     there = {name for names in runs["settings"] for name in names}
     settings = settings | {TWIN[name] for name in settings & TWIN.keys() if name not in there}
     return runs.loc[[bool(settings & set(names)) for names in runs["settings"]]]
-
-
-def baseline_setting(runs: pd.DataFrame) -> str:
-    """The setting whose run is the baseline k=9, p=1: two ablations share it, this study may have only one."""
-    present = {name for names in runs.loc[(runs["kernel"] == 9) & (runs["patch"] == 1), "settings"] for name in names}
-    return next((name for name in ("kernel-9", "patch-1") if name in present), "kernel-9")
 
 
 def configurations(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -104,7 +104,7 @@ def learning_rates(runs: pd.DataFrame) -> Figure | None:
 @styled
 def baseline(runs: pd.DataFrame) -> Figure | None:
     """Fig. 3: loss and accuracy of the baseline by epoch, training and validation."""
-    mine = cells.of_setting(runs, cells.baseline_setting(runs))
+    mine = cells.of_setting(runs, cells.BASELINE)
     curves = tables.history(mine)
     if curves.empty:
         return None

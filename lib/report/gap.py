@@ -97,11 +97,13 @@ def rerun(evidence: Evidence, patch: int = 4) -> list[str]:
         return []
     ours = [float(np.mean([record["history"][epoch - 1]["test_acc"] for record in done])) for epoch in epochs]
     apart = max((mine - other for mine, other in zip(ours, theirs, strict=True)), key=abs)
-    ours_, theirs_, epochs_ = (", ".join(f"{v:{f}}" for v in values)
-                               for values, f in ((ours, ".2f"), (theirs, ".2f"), (epochs, "d")))  # fmt: skip
+    beside = "; ".join(
+        f"{mine:.2f} beside {other:.2f} % after {epoch}"
+        for epoch, mine, other in zip(epochs, ours, theirs, strict=True)
+    )
     return [
-        f"After epochs {epochs_} the rerun of the authors' notebooks has {ours_} % of the test images right "
-        f"(n={len(done)}), their own outputs {theirs_} %: {signed(apart)} points where they differ most; {noise}."
+        f"The rerun of the authors' notebooks (n={len(done)}) and their own outputs, test accuracy by epoch: {beside}, "
+        f"{signed(apart)} points where they differ most; {noise}."
     ]
 
 

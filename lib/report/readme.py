@@ -34,7 +34,7 @@ def block() -> str:
         lines.append(f"| {' | '.join([f'k={kernel}, p={patch}', *ours, theirs, f'{original:.2f}'])} |")
     picture = f"![{both_ablations(runs[main]).get_label()}](reports/published/{main}/figures/both-ablations.png)"
     said = [*front.found(evidence), *(f"In `{main}` {text}" for text in sentences.compute(runs[main])[:1])]
-    said += [line for bench in records.benches()[:1] for line in [" ".join(sentences.speed(bench)[:2])]]
+    said += [" ".join(sentences.speed(bench)[:2]) for bench in records.benches()[:1]]
     return "\n".join([picture, "", *lines, "", *(f"- {line}" for line in said)])
 
 

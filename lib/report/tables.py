@@ -66,7 +66,7 @@ def _without_theirs(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 @shows(KERNEL, PATCH, *COMPARED, STATUS)
 def baseline(runs: pd.DataFrame) -> pd.DataFrame:
     """Table I: the baseline k=9, p=1."""
-    return pd.DataFrame([_compared(runs, _cell(runs, cells.baseline_setting(runs), 9, 1), published.BASELINE)])
+    return pd.DataFrame([_compared(runs, _cell(runs, cells.BASELINE, 9, 1), published.BASELINE)])
 
 
 @shows(KERNEL, PATCH, *COMPARED, STATUS)
@@ -89,7 +89,7 @@ def overall(runs: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for name, figure in published.OVERALL.items():
-        setting = cells.baseline_setting(runs) if name == "baseline" else name
+        setting = cells.BASELINE if name == "baseline" else name
         rows.append(_compared(runs, _cell(runs, setting, figure.kernel, figure.patch), figure) | {"setting": name})
     return pd.DataFrame(rows)
 
