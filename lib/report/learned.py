@@ -58,7 +58,7 @@ def patch_embeddings(found: dict[str, dict]) -> Figure | None:
         axes.imshow(mosaic(tiles.transpose(0, 2, 3, 1), COLUMNS), interpolation="nearest")
         axes.set_title(f"{label}: the {len(order)} largest of {len(filters)} filters", loc="left", fontsize=9)
         axes.set_axis_off()
-    return described(figure, f"Filters of the patch embedding as colours, for {', '.join(found)}.")
+    return described(figure, f"Filters of the patch embedding as colours, for {' and '.join(found)}.")
 
 
 @styled
@@ -79,7 +79,7 @@ def kernels(found: dict[str, dict]) -> Figure | None:
             tiles = weights[order] / np.maximum(size, 1e-12)
             axes.imshow(mosaic(tiles, columns=3, fill=np.nan), cmap="PuOr", vmin=-1, vmax=1, interpolation="nearest")
             axes.set_title(f"{label}, block {block + 1}", fontsize=9)
-    return described(figure, f"Depthwise kernels by depth for {', '.join(found)}; orange is negative, purple positive.")
+    return described(figure, f"Depthwise kernels by depth for {' and '.join(found)}; orange is negative, purple positive.")
 
 
 @styled
