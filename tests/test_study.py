@@ -32,15 +32,16 @@ def test_each_study_of_the_repository_expands_and_says_what_it_is_for(name):
         assert len(alike) == 1, f"{setting} is several configurations: no table can show it"
 
 
-@pytest.mark.parametrize("arch", ["vit", "cnn"])
-def test_laptop_has_the_learning_rates_that_validation_chose(arch, monkeypatch):
+@pytest.mark.parametrize("name, arch", [("laptop", "vit"), ("laptop", "cnn")])
+def test_a_study_has_the_recipe_that_validation_chose(name, arch, monkeypatch):
     """Of the published trials the best in validation; where one is missing, nothing was chosen."""
     monkeypatch.setattr(records, "REPORTS", records.PUBLISHED)
-    trials = records.load(studies.load("trials_laptop"))
+    trials = records.load(studies.load(f"trials_{name}"))
     trials = trials[trials["arch"] == arch]
     assert (trials["status"] == "done").all()
-    asked = {run.params.lr for run in studies.load("laptop").runs if run.params.arch == arch}
-    assert asked == {trials.loc[trials["val_acc"].idxmax(), "lr"]}
+    best = trials.loc[trials["val_acc"].idxmax(), "params"]
+    asked = {(run.params.lr, run.params.batch_size) for run in studies.load(name).runs if run.params.arch == arch}
+    assert asked == {(best["lr"], best["batch_size"])}
 
 
 @pytest.mark.parametrize("name", SETTINGS)

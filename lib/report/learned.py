@@ -79,7 +79,7 @@ def kernels(found: dict[str, dict]) -> Figure | None:
             tiles = weights[order] / np.maximum(size, 1e-12)
             axes.imshow(mosaic(tiles, columns=3, fill=np.nan), cmap="PuOr", vmin=-1, vmax=1, interpolation="nearest")
             axes.set_title(f"{label}, block {block + 1}", fontsize=9)
-    return described(figure, f"Depthwise kernels by depth for {' and '.join(found)}; orange is negative, purple positive.")
+    return described(figure, f"Depthwise kernels of {' and '.join(found)}; orange is negative, purple positive.")
 
 
 @styled
