@@ -32,7 +32,7 @@ def test_each_study_of_the_repository_expands_and_says_what_it_is_for(name):
         assert len(alike) == 1, f"{setting} is several configurations: no table can show it"
 
 
-@pytest.mark.parametrize("name, arch", [("laptop", "vit"), ("laptop", "cnn")])
+@pytest.mark.parametrize("name, arch", [("laptop", "vit"), ("laptop", "cnn"), ("fast", "convmixer")])
 def test_a_study_has_the_recipe_that_validation_chose(name, arch, monkeypatch):
     """Of the published trials the best in validation; where one is missing, nothing was chosen."""
     monkeypatch.setattr(records, "REPORTS", records.PUBLISHED)
