@@ -9,7 +9,8 @@ import pytest
 
 import made
 from lib import records
-from lib.report import cells, columns, figures, published, sentences, show, tables
+from lib.report import cells, columns, figures, front, published, sentences, show, tables
+from lib.report.claims import Evidence
 
 EVERY = (
     tables.baseline, tables.kernel, tables.patch, tables.overall, tables.others, tables.learning_rates,
@@ -94,6 +95,27 @@ def test_a_new_setting_is_a_row_without_published_figures(home):
     assert sentences.others(runs)[0].startswith("`narrow` reaches ") and "92.60 (locuslab" in sentences.others(runs)[0]
     (other,) = tables.others(runs).to_dict("records")
     assert other["setting"] == "narrow" and "92.60 (locuslab" in other["published"]
+
+
+def test_the_headline_figure_stands_beside_a_setting_of_the_papers_network_that_the_paper_does_not_have(home):
+    (home / "params/settings/narrow.yaml").write_text("# Both at once.\nkernel: 5\npatch: 2\n")
+    (home / "params/settings/long.yaml").write_text("# The paper has its own figure.\nkernel: 9\npatch: 4\n")
+    whole = {"settings": ["narrow", "long"], "dim": 256, "depth": 8}
+    runs = made.runs(made.study("fast", seeds=range(3), epochs=10, **whole))
+    ours = cells.of_setting(runs, "narrow")["test_acc"].mean()
+    side = "above" if ours > 88.94 else "below"
+    narrow, long = sentences.others(runs)
+    assert f"{abs(ours - 88.94):.2f} points {side} the paper's headline figure (88.94 %" in narrow
+    assert "headline" not in long
+    said = front.short_training(Evidence())
+    assert said[0].startswith("In `fast`, 10 epochs in ") and said[0].endswith(narrow)
+    small, other_data = made.study(settings=["narrow"]), made.study("cifar100", dataset="cifar100", **whole)
+    for study in (small, other_data):
+        assert not any("headline" in said for said in sentences.others(made.runs(study)))
+
+
+def test_nothing_is_said_of_a_short_training_that_is_not_there(home):
+    assert front.short_training(Evidence()) == []
 
 
 def test_a_setting_with_another_patch_is_not_compared_with_the_papers(home):

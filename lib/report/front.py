@@ -29,13 +29,25 @@ def main_study(evidence: Evidence) -> str | None:
 
 
 def found(evidence: Evidence) -> list[str]:
-    """The findings in a few sentences: the claims, the gap, both ablations, the hours."""
+    """The findings in a few sentences: the claims, the gap, both ablations, the short training, the hours."""
     said = [*claims.tally(evidence), *gap.levels(evidence)]
     if name := main_study(evidence):
         for what in ("kernel", "patch"):
             said += [f"{what.capitalize()} size in `{name}`: {text}"
                      for text in sentences.ablation(evidence.runs(name), what)[:1]]  # fmt: skip
-    return said + hours(evidence)
+    return said + short_training(evidence) + hours(evidence)
+
+
+def short_training(evidence: Evidence) -> list[str]:
+    """What `fast` reaches, and how long one run of it took."""
+    runs = evidence.runs("fast")
+    done = runs[runs["status"] == "done"]
+    machines = " and ".join(captions.machines(done["record"]))
+    return [
+        f"In `fast`, {count(int(done['epochs'].iloc[0]), 'epoch')} in {records.span(done['seconds'].median())} a run "
+        f"on {machines}, {said}"
+        for said in sentences.others(done)
+    ]
 
 
 def hours(evidence: Evidence) -> list[str]:

@@ -333,12 +333,23 @@ def others(runs: pd.DataFrame) -> list[str]:
             tried.setdefault(name, []).append((row["validation"], changes, row["n"]))
         elif row["n"]:
             beside = f"; published elsewhere for its k and p: {row['published']}" if row["published"] else ""
-            said.append(f"`{name}` reaches {_value(row)}{beside}.")
+            said.append(f"`{name}` reaches {_value(row)}{_headline(runs, row)}{beside}.")
     for name, ways in tried.items():
         accuracy, changes, n = max(ways)
         if len(ways) > 1:
             said.append(f"`{name}`: of {len(ways)} variants {changes} is best in validation, {accuracy:.2f} % (n={n}).")
     return said
+
+
+def _headline(runs: pd.DataFrame, row: dict) -> str:
+    """The paper's headline figure beside a setting of its network for whose k and p it has no figure."""
+    params = cells.of_setting(runs, row["setting"])["params"].iloc[0]
+    sized = params["arch"] == "convmixer" and (params["dim"], params["depth"]) == published.NETWORK
+    if not sized or not cells.of_the_paper(runs) or (row["kernel"], row["patch"]) in published.PARAMETERS:
+        return ""
+    best = published.BASELINE
+    what = f"{best.accuracy:.2f} %, k={best.kernel}, p={best.patch}, {published.EPOCHS} epochs"
+    return f", {_versus(row['ours'] - best.accuracy)} the paper's headline figure ({what})"
 
 
 def selection(runs: pd.DataFrame) -> list[str]:
