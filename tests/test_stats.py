@@ -36,6 +36,12 @@ def test_nan_is_refused():
         stats.mean([1.0, math.nan])
 
 
+@pytest.mark.parametrize("values", [[0.0, 0.0], [80.21 - 79.69, 81.21 - 80.69, 0.52]])
+def test_values_that_are_all_the_same_have_a_mean_and_no_interval_of_zero_width(values):
+    n, average, half = stats.mean(values)
+    assert n == len(values) and average == pytest.approx(values[0]) and np.isnan(half)
+
+
 def test_students_interval_covers_where_a_bootstrap_of_five_does_not():
     draws = np.random.default_rng(1).normal(size=(400, 5))
     student = [abs(result.mean) <= result.half for result in map(stats.mean, draws)]

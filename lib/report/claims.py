@@ -102,7 +102,7 @@ def of_paired(difference: stats.Paired) -> str:
     """supported if the whole interval lies above zero, contradicted if below."""
     if difference.n == 0:
         return NOT_RUN
-    if difference.n == 1 or abs(difference.mean) <= difference.half:
+    if not abs(difference.mean) > difference.half:  # nor where there is no interval
         return NOT_RESOLVED
     return SUPPORTED if difference.mean > 0 else CONTRADICTED
 
