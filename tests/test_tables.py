@@ -99,14 +99,14 @@ def test_a_new_setting_is_a_row_without_published_figures(home):
 
 def test_the_headline_figure_stands_beside_a_setting_of_the_papers_network_that_the_paper_does_not_have(home):
     (home / "params/settings/narrow.yaml").write_text("# Both at once.\nkernel: 5\npatch: 2\n")
-    (home / "params/settings/long.yaml").write_text("# The paper has its own figure.\nkernel: 9\npatch: 4\n")
-    whole = {"settings": ["narrow", "long"], "dim": 256, "depth": 8}
+    (home / "params/settings/printed.yaml").write_text("# The paper has its own figure.\nkernel: 9\npatch: 4\n")
+    whole = {"settings": ["narrow", "printed"], "dim": 256, "depth": 8}
     runs = made.runs(made.study("fast", seeds=range(3), epochs=10, **whole))
     ours = cells.of_setting(runs, "narrow")["test_acc"].mean()
     side = "above" if ours > 88.94 else "below"
-    narrow, long = sentences.others(runs)
+    narrow, printed = sentences.others(runs)
     assert f"{abs(ours - 88.94):.2f} points {side} the paper's headline figure (88.94 %" in narrow
-    assert "headline" not in long
+    assert "headline" not in printed
     said = front.short_training(Evidence())
     assert said[0].startswith("In `fast`, 10 epochs in ") and said[0].endswith(narrow)
     small, other_data = made.study(settings=["narrow"]), made.study("cifar100", dataset="cifar100", **whole)
