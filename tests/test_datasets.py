@@ -142,14 +142,22 @@ def test_classes_that_differ_between_the_parts_are_named(parts):
         of_folder(parts)
 
 
-@pytest.mark.parametrize("train, test", [("Train", "Test"), ("training", "testing"), ("seg_train", "Validation")])
-def test_parts_by_other_names_do_not_become_classes(tmp_path, train, test):
+@pytest.mark.parametrize(
+    "train, test, classes",
+    [
+        ("Train", "Test", CLASSES),
+        ("training", "testing", CLASSES),
+        ("seg_train", "Validation", CLASSES),
+        ("TRAIN", "TEST", [""]),  # the pictures of all classes in one folder
+    ],
+)
+def test_parts_by_other_names_do_not_become_classes(tmp_path, train, test, classes):
     for part in (train, test):
-        for name in CLASSES:
+        for name in classes:
             draw(tmp_path / "own" / part / name / "1.png", 0)
     if (tmp_path / "own" / "train").exists():
         pytest.skip("to this disk Train is train")
-    with pytest.raises(DataError, match=f"own: {train} and {test} hold .* name them train and test$"):
+    with pytest.raises(DataError, match=f"own: {train} and {test} look like parts, not classes; name them "):
         of_folder(tmp_path / "own")
 
 

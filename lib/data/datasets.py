@@ -237,13 +237,12 @@ def _listed(folder: Path) -> dict[str, dict[str, list[Path]]]:
 
 def refuse_other_names(folder: Path) -> None:
     """DataError where the parts have other names, such as Train and Test: they would be taken for two classes."""
-    bare = [path.name for path in subfolders(folder) if not any(map(is_picture, path.iterdir()))]
-    likes = [[name for name in bare if re.search(like, name.lower())] for like in ("train", "test|val")]
+    inside = subfolders(folder)
+    parts = [path.name for path in inside if path.name.lower() in PARTS or not any(map(is_picture, path.iterdir()))]
+    likes = [[name for name in parts if re.search(like, name.lower())] for like in ("train", "test|val")]
     if all(likes):
         names = f"{likes[0][0]} and {likes[1][0]}"
-        raise DataError(
-            f"{folder}: {names} hold folders and no pictures; if they are the parts, name them train and test"
-        )
+        raise DataError(f"{folder}: {names} look like parts, not classes; name them train and test, classes inside")
 
 
 def subfolders(folder: Path) -> list[Path]:

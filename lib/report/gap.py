@@ -115,6 +115,8 @@ def seeds_needed(evidence: Evidence) -> list[str]:
     if len(seeds) < 3:
         return ["How many seeds its last step would need is said from three seeds of `laptop` on."] if seeds else []
     spread = float(np.std([differences[1][seed] - differences[0][seed] for seed in seeds], ddof=1))
+    if spread < stats.SAME:
+        return ["How many seeds its last step would need cannot be said: all differ by the same in `laptop`."]
     claimed = published.printed(after).accuracy - published.printed(before).accuracy
     n, low, high = (stats.seeds_for(claimed, s, power) for s in (spread, *stats.deviation_limits(spread, len(seeds))))
     return [
