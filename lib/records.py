@@ -8,6 +8,7 @@ reports/<study>/runs/<run>/result.json        the record; written last, so it ex
                            checkpoint*.pt, train.ipynb (not in git)
 """
 
+import collections
 import contextlib
 import datetime
 import io
@@ -64,6 +65,10 @@ NUMBERS = (
     "forward_macs",
 )  # fmt: skip
 OF_THE_HISTORY = ("val_acc", "fastest_images_per_second")  # what `load` finds there
+COLUMNS = (
+    "run", "settings", "seed", "arch", "kernel", "patch", "lr", "epochs", "params", "fingerprint", "status", "reason",
+    "epoch", "record", *NUMBERS, *OF_THE_HISTORY,
+)  # fmt: skip
 HISTORY = ("epoch", "lr", "loss", "train_loss", "train_acc", "seconds", "images_per_second")
 
 
@@ -223,26 +228,43 @@ def load(study: Study) -> pd.DataFrame:
     machine disturbs least), peak_memory_mb, parameters, forward_macs.
 
     status is done, unfinished (trained in part), failed, missing, or refused: a record that is there but cannot be
-    used, because it is unreadable, incomplete or of other parameters; `reason` says why in one line.
+    used, because it is unreadable, incomplete, of other parameters or not comparable with the study's others; `reason`
+    says why in one line.
     """
-    return pd.DataFrame(_of_one_data_set([_row(study, run) for run in study.runs]))
+    return pd.DataFrame(_comparable([_row(study, run) for run in study.runs]), columns=list(COLUMNS))
 
 
-def _of_one_data_set(rows: list[dict]) -> list[dict]:
-    """The rows, with those refused whose images are not the ones that the run finished last has had.
+def _comparable(rows: list[dict]) -> list[dict]:
+    """The rows, with those refused that cannot stand beside the others: of other images, or worked in another type.
 
-    A folder of pictures may have changed between two runs, and then they are not of one data set.
+    A folder of pictures may have changed between two runs: those count that the run finished last has had. A machine
+    without bfloat16 works in float32 instead: of what runs were to work in, the type that most have worked in counts.
     """
     done = [row for row in rows if row["status"] == "done"]
     last = max(done, key=lambda row: str(row["record"].get("finished")))["record"]["data_digest"] if done else ""
+    worked = collections.defaultdict(collections.Counter)
     for row in done:
-        if (digest := row["record"]["data_digest"]) != last:
-            nothing = {"record": None, **dict.fromkeys((*NUMBERS, *OF_THE_HISTORY), np.nan)}
-            path = folder_of(row["record"]["study"], row["run"])
-            reason = f"{shown(path)}: trained on other images ({digest}) than the run that was finished last ({last}); "
-            reason += "move the folder away to train it anew"
-            row |= {"status": "refused", "reason": reason, **nothing}
+        worked[row["params"]["dtype"]][worked_in(row["record"])] += 1
+    for row in done:
+        most = worked[row["params"]["dtype"]].most_common(1)[0][0]
+        digest, dtype = row["record"]["data_digest"], worked_in(row["record"])
+        if digest != last:
+            fault = f"trained on other images ({digest}) than the run that was finished last ({last})"
+            mend = "move the folder away to train it anew"
+        elif dtype != most:
+            fault = f"worked in {dtype}, most runs of the study in {most}"
+            mend = f"move the folder away and train it where there is {most}, or give all of them one dtype"
+        else:
+            continue
+        path = shown(folder_of(row["record"]["study"], row["run"]))
+        nothing = {"record": None, **dict.fromkeys((*NUMBERS, *OF_THE_HISTORY), np.nan)}
+        row |= {"status": "refused", "reason": f"{path}: {fault}; {mend}", **nothing}
     return rows
+
+
+def worked_in(record: dict) -> str:
+    """The type that a run worked in; records from before this was kept worked in the one that was asked for."""
+    return record["environment"].get("dtype", record["params"]["dtype"])
 
 
 def refuse_changed(study: Study, digest: str) -> None:

@@ -10,7 +10,7 @@ import made
 from lib import records
 from lib import study as studies
 from lib.params import Params
-from lib.report import claims, figures, gap, published, stats
+from lib.report import claims, front, figures, gap, published, stats
 from lib.report.claims import CONTRADICTED, NOT_RESOLVED, NOT_RUN, SUPPORTED
 
 NAMES = [claim.claim for claim in claims.CLAIMS]
@@ -189,6 +189,18 @@ def test_an_unfinished_level_of_the_gap_stays_empty(home):
     assert table["step"].iloc[:-1].isna().all() and table["step"].iloc[-1] == pytest.approx(11.65)
     assert figures.gap(table) is None
     assert gap.levels(claims.Evidence()) == []
+
+
+@pytest.mark.parametrize("name", ["laptop", "paper", "as_run", "original", "fast"])
+def test_a_study_whose_file_is_gone_counts_as_not_run(home, name):
+    for study in ("laptop", "paper", "as_run", "tuned", "original"):
+        fill(study, by_size())
+    (home / "params/studies" / f"{name}.yaml").unlink()
+    evidence = claims.Evidence()
+    assert len(claims.ledger(evidence)) == len(claims.CLAIMS)
+    levels = gap.gap(evidence)
+    assert name not in set(levels["study"]) and levels["accuracy"].notna().all()
+    assert len(gap.levels(evidence)) == 1 and front.found(evidence)
 
 
 def test_power_is_said_from_three_seeds_on(home):

@@ -210,3 +210,24 @@ def test_logits_of_which_one_differs_are_not_this_records(study):
 def test_a_record_from_before_its_normalisation_was_kept_has_the_deviation_that_its_run_asked_for():
     record = {"params": {"std": "images"}}
     assert records.normal(record) == records.Normal(records.MEAN, records.STD["images"])
+
+
+def test_runs_that_worked_in_another_type_than_most_are_refused(study):
+    study = made.study(settings=["kernel-3", "kernel-5", "kernel-9", {"patch-4": {"dtype": "float32"}}], dtype="bfloat16")
+
+    def work_in(dtype, *runs):
+        for run in runs:
+            record = made.record(run)
+            record["environment"]["dtype"] = dtype
+            made.write(study, run, record)
+
+    *half, other = study.runs
+    work_in("float32", *half)  # on a machine without bfloat16
+    made.write(study, other, made.record(other))  # asked for float32
+    assert list(records.load(study)["status"]) == ["done"] * 4
+    work_in("bfloat16", *half[::2])
+    table = records.load(study)
+    assert list(table["status"]) == ["done", "refused", "done", "done"]
+    odd = table.iloc[1]
+    assert odd.record is None and np.isnan(odd.test_acc)
+    assert odd.reason.startswith("reports/made/runs/k5-p1-seed0: worked in float32, most runs of the study in bfloat16")

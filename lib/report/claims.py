@@ -64,7 +64,12 @@ class Evidence:
 
     @functools.cache  # noqa: B019  lives as long as a report is built
     def runs(self, study: str) -> pd.DataFrame:
-        """The runs of a study, as records.load gives them; those of other data than the paper's count as missing."""
+        """The runs of a study, as records.load gives them; none where its file is gone.
+
+        Those of other data than the paper's count as missing.
+        """
+        if study not in studies.names():
+            return pd.DataFrame(columns=list(records.COLUMNS))
         runs = records.load(studies.load(study))
         return runs if cells.of_the_paper(runs) else runs.assign(status="missing", record=None)
 

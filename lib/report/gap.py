@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from lib import records
-from lib import study as studies
 from lib.report import published, stats
 from lib.report.claims import Evidence
 from lib.report.columns import N, interval, number, shows, signed, words
@@ -43,14 +42,15 @@ def gap(evidence: Evidence, patch: int = 4) -> pd.DataFrame:
     rows = [{"change": "the paper, as printed", "study": "", "accuracy": theirs.accuracy}]
     seen, parameters = {}, {}  # of the level that the next step is measured from: accuracy by seed, parameters
     for change, _, study, epochs, measure in LEVELS:
-        asked = [run for run in studies.load(study).runs
-                 if (run.params.arch, run.params.kernel, run.params.patch, run.params.epochs)
-                 == ("convmixer", 9, patch, epochs)]  # fmt: skip
-        if not asked:
+        runs = evidence.runs(study)
+        asked = runs[(runs["arch"] == "convmixer") & (runs["kernel"] == 9) & (runs["patch"] == patch)
+                     & (runs["epochs"] == epochs)]  # fmt: skip
+        if asked.empty:
             continue
-        done = evidence.records(study, asked[0].settings[0])
-        by_seed = {record["params"]["seed"]: _accuracy(record, measure) for record in done}
-        found, now = stats.mean(list(by_seed.values())), asked[0].params.computed()
+        first = asked.iloc[0]
+        by_seed = {record["params"]["seed"]: _accuracy(record, measure)
+                   for record in evidence.records(study, first.settings[0])}  # fmt: skip
+        found, now = stats.mean(list(by_seed.values())), first.params
         step = stats.paired(seen, by_seed).half if seen.keys() == by_seed.keys() else np.nan
         rows.append({
             "change": change, "study": study, "epochs": epochs, "accuracy": found.mean, "half": found.half,
