@@ -10,7 +10,7 @@ import made
 from lib import records
 from lib import study as studies
 from lib.params import Params
-from lib.report import claims, front, figures, gap, published, stats
+from lib.report import claims, figures, front, gap, published, stats
 from lib.report.claims import CONTRADICTED, NOT_RESOLVED, NOT_RUN, SUPPORTED
 
 NAMES = [claim.claim for claim in claims.CLAIMS]

@@ -7,7 +7,8 @@ import torch
 import made
 from lib import records
 from lib.explore import receptive_field
-from lib.model import CNN, ConvMixer
+from lib.model import CNN, ConvMixer, network
+from lib.params import Params
 from lib.report import learned, run_figures
 
 
@@ -23,9 +24,9 @@ def test_shares_of_a_field_by_hand():
     field[12:20, 12:20] = 1  # 8 x 8 pixels, with 15.5 in their middle
     assert learned.inside(field, 8, 15.5) == 1 and learned.inside(field, 4, 15.5) == pytest.approx(16 / 64)
     assert learned.inside(field, 5, 15.5) == pytest.approx(25 / 64)  # half a pixel on each side
-    assert learned.half_of(field, 15.5) == 6 and learned.half_of(field, 15.5, 0.99) == 8  # 36 of 64
-    assert learned.half_of(np.ones((32, 32)), 15.5, 1.0) == 32
-    assert learned.half_of(field, 16, 1.0) == 9  # one side is further away
+    assert learned.side_holding(field, 15.5, 0.5) == 6 and learned.side_holding(field, 15.5, 0.99) == 8  # 36 of 64
+    assert learned.side_holding(np.ones((32, 32)), 15.5, 1.0) == 32
+    assert learned.side_holding(field, 16, 1.0) == 9  # one side is further away
 
 
 @pytest.mark.parametrize("kernel, patch, depth", [(3, 1, 2), (5, 1, 3), (3, 2, 2), (3, 4, 1)])
@@ -38,7 +39,21 @@ def test_a_square_of_the_theoretical_size_is_all_that_a_place_depends_on(kernel,
     rows = np.flatnonzero(field.sum(1))
     assert (rows[0] + rows[-1]) / 2 == learned.middle(params)
     assert rows[-1] - rows[0] + 1 == learned.theoretical(params)
-    assert learned.half_of(field, learned.middle(params), 1.0) == learned.theoretical(params)
+    assert learned.side_holding(field, learned.middle(params), 1.0) == learned.theoretical(params)
+
+
+@pytest.mark.parametrize("arch", ["cnn", "vit"])
+def test_the_field_of_other_networks_is_measured_around_its_place(arch):
+    """A cnn's place sees pixels evenly to all sides of it, untrained; a vit's sees its own patch most."""
+    torch.manual_seed(0)
+    params = Params(arch=arch, patch=4, dim=64, depth=2)
+    images = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8)
+    field = receptive_field(network(params).eval(), images)
+    pixels = np.arange(32)
+    if arch == "vit":
+        field = np.where(field > field.max() / 3, field, 0)
+    for share in (field.sum(0), field.sum(1)):
+        assert share @ pixels / share.sum() == pytest.approx(learned.middle(params.computed()), abs=0.5)
 
 
 def test_a_mosaic_keeps_every_tile():

@@ -212,8 +212,9 @@ def test_a_record_from_before_its_normalisation_was_kept_has_the_deviation_that_
     assert records.normal(record) == records.Normal(records.MEAN, records.STD["images"])
 
 
-def test_runs_that_worked_in_another_type_than_most_are_refused(study):
-    study = made.study(settings=["kernel-3", "kernel-5", "kernel-9", {"patch-4": {"dtype": "float32"}}], dtype="bfloat16")
+def test_runs_that_worked_in_another_type_than_most_are_refused(home):
+    settings = ["kernel-3", "kernel-5", "kernel-9", {"patch-4": {"dtype": "float32"}}]
+    study = made.study(settings=settings, dtype="bfloat16")
 
     def work_in(dtype, *runs):
         for run in runs:

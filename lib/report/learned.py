@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from lib import records
-from lib.params import IMAGE
+from lib.params import IMAGE, UNUSED
 from lib.report import cells
 from lib.report.columns import number, shows, words
 from lib.report.style import WIDTH, described, styled
 
 TILES, COLUMNS = 64, 16  # filters of a patch embedding that are shown, the largest first; how many in a row
+STRIDE = {"cnn": 8}  # pixels from one place of its features to the next: three poolings by two
 CHANNELS = 9  # depthwise kernels of a block that are shown, the largest first
 
 
@@ -98,7 +99,7 @@ def receptive_fields(found: dict[str, dict]) -> Figure | None:
         scale = SymLogNorm(linthresh=1e-3, vmin=0, vmax=1)
         axes.imshow(field / field.max(), cmap="viridis", norm=scale, interpolation="nearest")
         place, theory = middle(arrays["record"]["params"]), theoretical(arrays["record"]["params"])
-        side = half_of(field, place)
+        side = side_holding(field, place, 0.5)
         for width, color in ((theory, "white"), (side, "#D55E00")):
             if math.isnan(width):
                 continue
@@ -119,7 +120,7 @@ def reach(found: dict[str, dict]) -> pd.DataFrame:
     rows = []
     for label, arrays in found.items():
         params, field = arrays["record"]["params"], arrays["receptive_field"]
-        half, most = (half_of(field, middle(params), share) for share in (0.5, 0.95))
+        half, most = (side_holding(field, middle(params), share) for share in (0.5, 0.95))
         rows.append({"network": label, "theoretical": theoretical(params), "half": half, "most": most})
     return pd.DataFrame(rows)
 
@@ -135,8 +136,12 @@ def theoretical(params: dict) -> float:
 
 
 def middle(params: dict) -> float:
-    """The row and column (pixels, from 0) on which the place that explore.receptive_field asks about is centred."""
-    patch = params["patch"]
+    """The row and column (pixels, from 0) on which the place that explore.receptive_field asks about is centred.
+
+    A network of your own that has no patches is taken to see the image as one place.
+    """
+    arch = params.get("arch", "convmixer")
+    patch = STRIDE.get(arch, IMAGE) if "patch" in UNUSED[arch] else params["patch"]
     return patch * (IMAGE // patch // 2) + (patch - 1) / 2
 
 
@@ -146,7 +151,7 @@ def inside(field: np.ndarray, side: int, place: float) -> float:
     return float(weights @ field @ weights / field.sum())
 
 
-def half_of(field: np.ndarray, place: float, share: float = 0.5) -> int:
+def side_holding(field: np.ndarray, place: float, share: float) -> int:
     """The side (pixels) of the smallest such square that holds this share of a field."""
     return next(side for side in range(1, 2 * IMAGE + 1) if inside(field, side, place) >= min(share, 1 - 1e-6))
 
