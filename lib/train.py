@@ -45,7 +45,7 @@ class Trained:
     test: dict  # of the selected weights: loss, acc, logits (N, classes)
     last_test: dict  # of the last epoch's
     native: bool | str  # True, or why the native layers were not used
-    dtype: str  # see `kinds`
+    dtype: str  # what it worked in: see `precision`
     products: str | None  # what multiplies bfloat16 in the native layers, None where nothing does
     tf32: bool  # whether a GPU rounds what it multiplies in float32 convolutions to 10 bits
 
@@ -111,8 +111,10 @@ def build(
         native = layers.accelerate(model, dtype) or True
     if p.compile:
         torch.compiler.reset()  # its limit of recompilations counts over all models of the process
-    called = torch.compile(model) if p.compile else model
-    if arithmetic(p, device, native) != p.dtype:
+    # Each batch size has code of its own: code for all sizes, made at the first odd batch, would be slower and, made
+    # anew in a process that goes on, round differently.
+    called = torch.compile(model, dynamic=False) if p.compile else model
+    if precision(p, device, native)["dtype"] != p.dtype:
         dtype = torch.float32
         native = f"{native}; in float32, as PyTorch has no bfloat16 convolutions for this processor"
 
@@ -122,15 +124,6 @@ def build(
             return called(images).float()
 
     return model, forward, native
-
-
-def arithmetic(p: Params, device: torch.device, native: bool | str) -> str:
-    """The type that a run works in: `p.dtype`, or float32 where neither the native layers nor PyTorch have bfloat16.
-
-    `native`: what `build` said.
-    """
-    lacking = p.dtype == "bfloat16" and native is not True and not has_bfloat16(device)
-    return "float32" if lacking else p.dtype
 
 
 def make_optimizer(p: Params, model: nn.Module) -> torch.optim.AdamW:
@@ -296,7 +289,11 @@ def fit(
         if device.index is not None:
             torch.cuda.set_device(device)  # also for the thread that pins memory
         torch.cuda.reset_peak_memory_stats(device)
-    torch.backends.cudnn.deterministic = True  # a resumed run repeats what was lost; without effect elsewhere
+        # A resumed run repeats what was lost, so convolutions and attention take the ways that repeat themselves. Of
+        # attention a processor has such a way already, and this one would round otherwise.
+        torch.backends.cudnn.deterministic = True
+        for way in ("flash", "mem_efficient", "cudnn"):
+            getattr(torch.backends.cuda, f"enable_{way}_sdp")(False)
     classes, normal = len(data.classes), data.normal
     model, forward, native = build(p, device, classes)
 
@@ -315,7 +312,8 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=p.dtype == "float16")
     state = State(model, make_optimizer(p, model), scaler, torch.zeros(steps, device=device))
     about = {"fingerprint": p.fingerprint, "params": p.computed(), "numerics": NUMERICS, "data_digest": data.digest}
-    about |= kinds(p, device, native)
+    made = precision(p, device, native)
+    about |= {"device": device.type, **made}
     if (saved := checkpoint.load(folder)) is not None:
         refuse_other(saved, about, p, folder, say)
         state.load(saved)
@@ -377,12 +375,16 @@ def fit(
         test = evaluate(p, model, forward, data.test_images, data.test_labels, normal)
     clock.lap()
     state.memory = max(state.memory, peak_memory(device))
-    return Trained(state, test, last_test, native, **kinds(p, device, native))
+    return Trained(state, test, last_test, native, **made)
 
 
-def kinds(p: Params, device: torch.device, native: bool | str) -> dict:
-    """The type that a run works in (`dtype`), and how that is multiplied: see Trained."""
-    dtype = arithmetic(p, device, native)
+def precision(p: Params, device: torch.device, native: bool | str) -> dict:
+    """The type that a run works in (`dtype`), and how that is multiplied: see Trained. `native`: what `build` said.
+
+    The type is p.dtype, or float32 where neither the native layers nor PyTorch have bfloat16.
+    """
+    lacking = p.dtype == "bfloat16" and native is not True and not has_bfloat16(device)
+    dtype = "float32" if lacking else p.dtype
     ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return {
         "dtype": dtype,
@@ -407,10 +409,16 @@ def refuse_other(saved: dict, about: dict, p: Params, folder: Path, say: Callabl
             f"{folder}: begun in {saved['dtype']}, here it would go on in {about['dtype']}: go on where it was begun, "
             "or move the folder away to start anew"
         )
-    before, now = saved.get("products", about["products"]), about["products"]
-    if before != now:
-        say(f"begun with {before} products of bfloat16, {now} ones are faster here: rounding will differ")
-    if saved.get("tf32", about["tf32"]) != about["tf32"]:
+    begun = {name: saved.get(name, about[name]) for name in ("device", "products", "tf32")}
+    if begun["device"] != about["device"]:
+        say(f"begun on {begun['device']}, goes on on {about['device']}: rounding will differ")
+        return
+    if begun["products"] != about["products"]:
+        say(
+            f"begun with {begun['products']} products of bfloat16, {about['products']} ones are faster here: "
+            "rounding will differ"
+        )
+    if begun["tf32"] != about["tf32"]:
         say(f"begun {'without' if about['tf32'] else 'with'} TF32, which is otherwise here: rounding will differ")
 
 

@@ -22,7 +22,7 @@ from lib.report import readme
 from lib.study import ROOT, shown
 
 # Test images that another processor, or another rounding of bfloat16, may classify otherwise: near ties.
-ELSEWHERE = {"float32": 10, "bfloat16": 60}
+ELSEWHERE = {"float32": 10, "bfloat16": 60, "float16": 60}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,7 +60,9 @@ def weights(folder: Path) -> tuple[bool, str]:
     """Whether the weights in a run's folder classify the test images as its record has it."""
     record = records.read_result(folder / records.RESULT)
     kept = records.read_arrays(record, folder)
-    p = Params.of(**record["params"]).replace(device="cpu", compile=False, native=True)
+    dtype = record["params"]["dtype"]
+    here = {"device": "cpu", "dtype": "float32" if dtype == "float16" else dtype}  # a processor has no float16
+    p = Params.of(**{**record["params"], **here, "compile": False, "native": True})
     model, forward, native = train.build(p, train.pick_device("cpu"), len(records.classes(record)))
     model.load_state_dict(explore.load_weights(folder))
     data = images(p.dataset)
@@ -69,10 +71,10 @@ def weights(folder: Path) -> tuple[bool, str]:
     found = train.evaluate(p, model, forward, data.test_images, data.test_labels, records.normal(record))
     others = int((found["logits"].argmax(1) != kept["logits"].argmax(1)).sum())
     # The same source, compiler and kind of processor give the same bits.
-    products = train.kinds(p, train.pick_device("cpu"), native)["products"]
-    here = {"native": native, "native_code": layers.code_name(), "bfloat16_products": products}
-    alike = native is True and all(record["environment"].get(name) == value for name, value in here.items())
-    allowed = 0 if alike else ELSEWHERE[p.dtype]
+    products = train.precision(p, train.pick_device("cpu"), native)["products"]
+    made = {"native": native, "native_code": layers.code_name(), "bfloat16_products": products}
+    alike = native is True and all(record["environment"].get(name) == value for name, value in made.items())
+    allowed = 0 if alike else ELSEWHERE[dtype]
     return others <= allowed, (
         f"{record['study']}/{record['run']}: {found['acc']:.2f} % now, {record['test_acc']:.2f} % in the record; "
         f"{others} of {len(kept['labels'])} images classified otherwise, {allowed} allowed"

@@ -18,6 +18,10 @@ SMALL = {
     "kernel": 5, "patch": 4, "dim": 16, "depth": 2, "epochs": 3, "train_size": 300, "val_size": 200, "lr": 0.02,
     "checkpoint_minutes": 1e-9, "study": "test", "device": "cpu",
 }  # fmt: skip
+KINDS = [("cpu", "float32", "convmixer"), ("cpu", "bfloat16", "convmixer")]
+if torch.cuda.is_available():
+    KINDS += [("cuda", dtype, "convmixer") for dtype in ("float32", "bfloat16", "float16")]
+    KINDS += [("cuda", "float32", "vit")]
 TIMING = ("seconds", "images_per_second")
 # What a run is broken off in, each called many times, and with how many data workers.
 PLACES = [
@@ -35,11 +39,12 @@ def few(data):
     return dataclasses.replace(data, test_images=data.test_images[:500], test_labels=data.test_labels[:500])
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=KINDS, ids=" ".join)
 def whole(request, few, tmp_path_factory):
     """The parameters and the outcome of a training that nothing disturbed; its best epoch is not its last."""
+    device, dtype, arch = request.param
     for seed in range(20):
-        p = Params.of(**SMALL, dtype=request.param, seed=seed)
+        p = Params.of(**{**SMALL, "device": device}, dtype=dtype, arch=arch, seed=seed)
         trained = train.fit(p, few, tmp_path_factory.mktemp("whole"), say=lambda _: None)
         if trained.selected_epoch < p.epochs:
             return p, outcome(trained)
@@ -54,7 +59,8 @@ def outcome(trained: train.Trained) -> dict:
     return {"weights": weights, "history": history, "tests": tests, "selected": trained.selected_epoch}
 
 
-def test_a_run_that_goes_on_with_other_products_says_so(few, tmp_path, monkeypatch):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_run_that_goes_on_where_rounding_differs_says_so(few, tmp_path, monkeypatch, device):
     p, lines = Params.of(**SMALL, dtype="bfloat16"), []
     with monkeypatch.context() as patch:
         break_off(patch, (train, "train_step"), 5)
@@ -62,10 +68,13 @@ def test_a_run_that_goes_on_with_other_products_says_so(few, tmp_path, monkeypat
             train.fit(p, few, tmp_path, say=lambda _: None)
     state = checkpoint.load(tmp_path)
     others = {"dot": "float32", "float32": "dot"}
-    checkpoint.save(tmp_path, {**state, "products": others[state["products"]]})
+    checkpoint.save(tmp_path, {**state, "device": device, "products": others[state["products"]]})
     train.fit(p, few, tmp_path, say=lines.append)
-    assert [line for line in lines if "products of bfloat16" in line and state["products"] in line]
-    assert not any("products" in line for line in lines[2:])
+    if device == "cpu":
+        assert f"begun with {others[state['products']]} products of bfloat16, {state['products']} ones" in lines[0]
+    else:
+        assert lines[0] == "begun on cuda, goes on on cpu: rounding will differ"
+    assert not any("rounding" in line for line in lines[1:])
 
 
 def break_off(monkeypatch, place, calls: int) -> None:
@@ -117,7 +126,7 @@ def fresh(p: Params, what: str):
     return {"epoch": 0, "step": 0, "history": [], "best": None}[what]
 
 
-@pytest.mark.parametrize("whole", ["float32"], indirect=True)
+@pytest.mark.parametrize("whole", KINDS[:1], indirect=True)
 @pytest.mark.parametrize("left_out", ["model", "optimizer", "losses", "epoch", "step", "history", "best"])
 def test_the_comparison_fails_when_a_piece_of_the_state_is_left_out(whole, few, tmp_path, monkeypatch, left_out):
     p, expected = whole
@@ -136,7 +145,7 @@ def test_the_comparison_fails_when_a_piece_of_the_state_is_left_out(whole, few, 
         assert left_out == "history"
 
 
-@pytest.mark.parametrize("whole", ["float32"], indirect=True)
+@pytest.mark.parametrize("whole", KINDS[:1], indirect=True)
 def test_what_a_step_sees_does_not_depend_on_interruptions(whole, few, tmp_path, monkeypatch):
     p, _ = whole
     seen = []

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 
 from lib import checkpoint, files, params, records, train
 from lib.model import ConvMixer, count_parameters
@@ -157,9 +158,20 @@ def test_a_loss_that_is_no_number_stops_with_the_place_and_the_last_good_checkpo
     assert record["resumed"] == 1 and not (folder / records.FAILURE).exists()
 
 
-def test_out_of_memory_says_what_to_lower(reports, tiny, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB."),
+        torch.AcceleratorError("CUDA error: out of memory", 2),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.99 GB, other allocations: 80.33 MB)."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_out_of_memory_says_what_to_lower(reports, tiny, monkeypatch, error):
     def hungry(*_):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+        raise error
 
     monkeypatch.setattr(run, "fit", hungry)
     with pytest.raises(TrainingError, match=r"out of memory: lower batch_size \(64\), dim \(8\) or depth \(1\)"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import math
 import time
@@ -72,7 +73,9 @@ def test_a_gpu_that_only_emulates_bfloat16_has_none(monkeypatch, ampere):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or ampere)
     assert train.has_bfloat16(torch.device("cuda:0")) is ampere
     p = Params(dtype="bfloat16", device="auto")
-    assert train.arithmetic(p, torch.device("cuda:0"), "not on the CPU") == ("bfloat16" if ampere else "float32")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8 if ampere else 7, 0))
+    found = train.precision(p, torch.device("cuda:0"), "not on the CPU")
+    assert found["dtype"] == ("bfloat16" if ampere else "float32") and found["products"] is None
 
 
 def test_a_checkpoint_of_another_arithmetic_is_refused(tmp_path, data, tiny, monkeypatch):
@@ -310,6 +313,26 @@ def test_compiled_and_plain_agree(data, tiny):
     images = torch.randn(8, 3, 32, 32)
     assert note == "compile=True"
     torch.testing.assert_close(compiled(images), plain(images), rtol=1e-4, atol=1e-5)
+
+
+def test_each_batch_size_has_compiled_code_of_its_own(tiny, monkeypatch):
+    """An epoch's last batch is smaller. Code made for it must not be used for the others from then on: a process that
+    goes on has not made it yet, and would round differently."""
+    used = []
+
+    def backend(graph, inputs):
+        def call(*arguments):
+            used.append(graph)
+            return graph.forward(*arguments)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    forward = train.build(tiny(compile=True), torch.device("cpu"))[1]
+    for images in (8, 8, 5, 8):
+        forward(torch.randn(images, 3, 32, 32))
+    first, second, odd, after = used
+    assert first is second is after is not odd
 
 
 @pytest.mark.parametrize("arch", ["convmixer", "cnn"])

@@ -22,6 +22,13 @@ def test_published_weights_classify_as_their_record_says(run):
     assert "0 of 10000 images classified otherwise" in text or "another processor" in text
 
 
+def test_weights_trained_in_float16_are_read_where_there_is_none(run):
+    record = records.read_json(run / records.RESULT)
+    record["params"]["dtype"] = "float16"
+    records.write_json(run / records.RESULT, record)
+    assert verify.weights(run)[0]
+
+
 def test_weights_of_another_run_are_found(run):
     other = RUNS / "k9-p4-seed1"
     if not (other / records.WEIGHTS).exists():  # git has those of seed 0 alone

@@ -140,7 +140,8 @@ def write_record(folder: Path, record: dict, trained: Trained, data: Dataset) ->
 def readable(error: Exception, p: Params, folder: Path) -> Exception:
     """Known faults of the machine as a TrainingError of one line; anything else as it is."""
     text = str(error)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
+    full = ("allocate memory", "out of memory", "ALLOC_FAILED")  # PyTorch's words on a processor, a GPU, in cuDNN
+    if isinstance(error, MemoryError) or any(words in text for words in full):
         return TrainingError(
             f"out of memory: lower batch_size ({p.batch_size}), dim ({p.dim}) or depth ({p.depth}), "
             f"raise patch ({p.patch}), or set dtype=bfloat16"
