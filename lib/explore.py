@@ -17,7 +17,7 @@ from lib.data.loader import plain_batches
 from lib.data.picture import picture  # noqa: F401  for notebooks
 from lib.model import ConvMixer, network
 from lib.params import Params
-from lib.records import USUAL, Normal, RecordError, classes, normal
+from lib.records import Normalisation, RecordError, classes, normalisation
 
 SEEN = 256  # test images over which a receptive field is averaged
 
@@ -77,7 +77,7 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
         raise RecordError(f"{folder / records.WEIGHTS}: not readable ({error})") from None
 
 
-def look_inside(model: nn.Module, images: np.ndarray, normal: Normal = USUAL) -> dict[str, np.ndarray]:
+def look_inside(model: nn.Module, images: np.ndarray, normalisation: Normalisation) -> dict[str, np.ndarray]:
     """What a network looks like, as small arrays, of those that its kind has.
 
     patch_embedding (h, 3, p, p) and depthwise (blocks, h, k, k) are weights, float16; `blocks` says which blocks these
@@ -85,7 +85,7 @@ def look_inside(model: nn.Module, images: np.ndarray, normal: Normal = USUAL) ->
     (Luo et al., arXiv 1701.04128): for each pixel, the mean absolute gradient of the central place's features, summed
     over channels, over colours and the first SEEN of `images` (N, 32, 32, 3), uint8, in evaluation mode.
     """
-    found = {"receptive_field": receptive_field(model, images[:SEEN], normal)}
+    found = {"receptive_field": receptive_field(model, images[:SEEN], normalisation)}
     if isinstance(model, ConvMixer):
         blocks = sorted({0, len(model.blocks) // 2, len(model.blocks) - 1})
         kernels = torch.stack([model.blocks[i][0].fn[0].weight[:, 0] for i in blocks])  # (blocks, h, k, k)
@@ -96,12 +96,12 @@ def look_inside(model: nn.Module, images: np.ndarray, normal: Normal = USUAL) ->
     return found
 
 
-def receptive_field(model: nn.Module, images: np.ndarray, normal: Normal = USUAL) -> np.ndarray:
+def receptive_field(model: nn.Module, images: np.ndarray, normalisation: Normalisation) -> np.ndarray:
     """The effective receptive field (32, 32), float32, of the place in the middle: see look_inside."""
     device = next(model.parameters()).device
     total, training = 0, model.training
     model.eval()
-    for batch in plain_batches(images, 64, normal):
+    for batch in plain_batches(images, 64, normalisation):
         batch = batch.to(device).requires_grad_()
         features = model.forward_features(batch)
         if features.ndim == 3:  # a vit's tokens (B, 1 + n/p n/p, h), the class token first
@@ -119,13 +119,13 @@ def _half(weight: torch.Tensor) -> np.ndarray:
 
 
 @torch.inference_mode()
-def probabilities(model: nn.Module, images: np.ndarray, normal: Normal = USUAL) -> np.ndarray:
+def probabilities(model: nn.Module, images: np.ndarray, normalisation: Normalisation) -> np.ndarray:
     """The network's probability of each class, (N, classes), for images (N, 32, 32, 3), uint8."""
-    return torch.cat([model(batch).softmax(1) for batch in plain_batches(images, 100, normal)]).numpy()
+    return torch.cat([model(batch).softmax(1) for batch in plain_batches(images, 100, normalisation)]).numpy()
 
 
 def top(record: dict, model: nn.Module, image: np.ndarray) -> pd.Series:
     """The probability (%) of each class of a run for one image (32, 32, 3), uint8, the likeliest first."""
-    chances = 100 * probabilities(model, image[None], normal(record))[0]
-    named = pd.Series(chances, index=classes(record), name="probability (%)")
+    found = 100 * probabilities(model, image[None], normalisation(record))[0]
+    named = pd.Series(found, index=classes(record), name="probability (%)")
     return named.sort_values(ascending=False, kind="stable")

@@ -89,8 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
                 continue
             print(f"\n{path}")
             width = max(10, *map(len, likeliest.index))
-            for name, chance in likeliest.items():
-                print(f"  {name:<{width}} {chance:5.1f} %  {'█' * round(chance * BAR / 100)}".rstrip(), flush=True)
+            for name, share in likeliest.items():
+                print(f"  {name:<{width}} {share:5.1f} %  {'█' * round(share * BAR / 100)}".rstrip(), flush=True)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

@@ -37,15 +37,14 @@ STD = {"pixels": (0.24703223, 0.24348513, 0.26158784), "images": (0.2023, 0.1994
 TEST_IMAGES = 10_000  # of CIFAR-10
 
 
-class Normal(NamedTuple):
+class Normalisation(NamedTuple):
     """What images are normalised by: mean and deviation of each channel, of values in 0..1."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
-USUAL = Normal(MEAN, STD["pixels"])  # CIFAR-10's, unless a run asks for the other deviation
-
+CIFAR10_NORMALISATION = Normalisation(MEAN, STD["pixels"])
 
 RESULT, ARRAYS, PROGRESS, FAILURE = "result.json", "arrays.npz", "progress.json", "failure.json"
 BENCH, BENCH_SCHEMA = "bench", 3  # the folder, a file a processor
@@ -171,11 +170,11 @@ def classes(record: dict) -> tuple[str, ...]:
     return tuple(record.get("classes", CLASSES))
 
 
-def normal(record: dict) -> Normal:
+def normalisation(record: dict) -> Normalisation:
     """What a run's images are normalised by; older records are CIFAR-10's, as above."""
     if given := record.get("normalisation"):
-        return Normal(tuple(given["mean"]), tuple(given["std"]))
-    return Normal(MEAN, STD[Params.of(**record["params"]).std])
+        return Normalisation(tuple(given["mean"]), tuple(given["std"]))
+    return Normalisation(MEAN, STD[Params.of(**record["params"]).std])
 
 
 def test_images(record: dict) -> int:

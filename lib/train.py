@@ -26,7 +26,7 @@ from lib.data.mix import mix
 from lib.model import network
 from lib.native import layers
 from lib.params import NUMERICS, Params, UserError
-from lib.records import USUAL, Normal
+from lib.records import Normalisation
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TRAIN_EVAL = 2000  # training images, clean, on which train_loss and train_acc are measured after each epoch
@@ -154,17 +154,17 @@ def train_step(
 
 @torch.inference_mode()
 def evaluate(
-    p: Params, model: nn.Module, forward, images: np.ndarray, labels: np.ndarray, normal: Normal = USUAL
+    p: Params, model: nn.Module, forward, images: np.ndarray, labels: np.ndarray, normalisation: Normalisation
 ) -> dict:
     """Mean cross-entropy, accuracy in per cent and the logits (N, classes), float16, in evaluation mode.
 
-    images (N, 32, 32, 3), uint8, and labels (N,); `normal`: what images are normalised by. The accuracy
+    images (N, 32, 32, 3), uint8, and labels (N,); `normalisation`: what images are normalised by. The accuracy
     is that of the rounded logits, which are what a record keeps: whoever reads them finds the same number.
     """
     device = next(model.parameters()).device
     model.eval()
     logits, done = torch.empty(0), 0
-    for batch in loader.plain_batches(images, p.test_batch_size, normal):
+    for batch in loader.plain_batches(images, p.test_batch_size, normalisation):
         part = forward(batch.to(device))
         if not done:  # one place for all: small tensors that stay would lie scattered among the freed activations
             logits = part.new_empty(len(images), part.shape[1])
@@ -294,7 +294,7 @@ def fit(
         torch.backends.cudnn.deterministic = True
         for way in ("flash", "mem_efficient", "cudnn"):
             getattr(torch.backends.cuda, f"enable_{way}_sdp")(False)
-    classes, normal = len(data.classes), data.normal
+    classes, normalisation = len(data.classes), data.normalisation
     model, forward, native = build(p, device, classes)
 
     images, labels = data.train_images, data.train_labels
@@ -306,7 +306,7 @@ def fit(
     }
     if p.select == "best_test":
         watched["test"] = data.test_images, data.test_labels
-    augment = Augment(images, p, *normal, train_rows)
+    augment = Augment(images, p, *normalisation, train_rows)
     steps = loader.steps(len(train_rows), p.batch_size)
 
     scaler = torch.amp.GradScaler(device.type, enabled=p.dtype == "float16")
@@ -350,7 +350,7 @@ def fit(
 
         entry: dict[str, Any] = {"epoch": state.epoch + 1, "lr": lr, "loss": float(state.losses.cpu().double().mean())}
         for name, part in watched.items():
-            found = evaluate(p, model, forward, *part, normal) if len(part[0]) else {"loss": None, "acc": None}
+            found = evaluate(p, model, forward, *part, normalisation) if len(part[0]) else {"loss": None, "acc": None}
             entry |= {f"{name}_loss": found["loss"], f"{name}_acc": found["acc"]}
         if not all(value is None or math.isfinite(value) for value in entry.values()):
             raise state.diverged("loss", f"in evaluation after epoch {state.epoch + 1}", p)
@@ -369,10 +369,10 @@ def fit(
         show(clock)
 
     # The test set is used here and, unless select=best_test, nowhere else.
-    test = last_test = evaluate(p, model, forward, data.test_images, data.test_labels, normal)
+    test = last_test = evaluate(p, model, forward, data.test_images, data.test_labels, normalisation)
     if state.best is not None and state.best["epoch"] != p.epochs:
         model.load_state_dict(state.best["model"])
-        test = evaluate(p, model, forward, data.test_images, data.test_labels, normal)
+        test = evaluate(p, model, forward, data.test_images, data.test_labels, normalisation)
     clock.lap()
     state.memory = max(state.memory, peak_memory(device))
     return Trained(state, test, last_test, native, **made)

@@ -68,7 +68,7 @@ def weights(folder: Path) -> tuple[bool, str]:
     data = images(p.dataset)
     if data.digest != record["data_digest"]:
         raise UserError(f"{shown(folder)}: trained on other images than {p.dataset} holds now")
-    found = train.evaluate(p, model, forward, data.test_images, data.test_labels, records.normal(record))
+    found = train.evaluate(p, model, forward, data.test_images, data.test_labels, records.normalisation(record))
     others = int((found["logits"].argmax(1) != kept["logits"].argmax(1)).sum())
     # The same source, compiler and kind of processor give the same bits.
     products = train.precision(p, train.pick_device("cpu"), native)["products"]

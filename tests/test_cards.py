@@ -32,16 +32,16 @@ def test_accuracies_by_class_agree_with_the_record():
 
 def test_a_class_that_is_taken_for_another_and_one_that_never_is():
     labels = np.array([0] * 4 + [1] * 4)
-    chances = np.eye(10)[[0, 3, 3, 5, 1, 1, 1, 1]]
-    rows = cards.by_class(errors.taken_for([(chances, labels)]), records.CLASSES)
+    probabilities = np.eye(10)[[0, 3, 3, 5, 1, 1, 1, 1]]
+    rows = cards.by_class(errors.taken_for([(probabilities, labels)]), records.CLASSES)
     assert rows[0] == "| airplane | 25.0 | cat (50.0 %) |" and rows[1] == "| automobile | 100.0 | – |"
 
 
 def test_too_sure_and_not_sure_enough():
-    chances = np.full((4, 10), 0.02)
-    chances[:, 0] = 0.82
-    assert "too sure by 32.0 points" in cards.calibration(chances, np.array([0, 0, 1, 2]))
-    assert "not sure enough by 18.0 points" in cards.calibration(chances, np.zeros(4, int))
+    probabilities = np.full((4, 10), 0.02)
+    probabilities[:, 0] = 0.82
+    assert "too sure by 32.0 points" in cards.calibration(probabilities, np.array([0, 0, 1, 2]))
+    assert "not sure enough by 18.0 points" in cards.calibration(probabilities, np.zeros(4, int))
 
 
 def test_cards_follow_the_weights(monkeypatch, tmp_path):

@@ -13,7 +13,7 @@ from torchvision.datasets import CIFAR100, ImageFolder
 
 from lib import explore, predict, records, train, verify
 from lib.data import datasets, download
-from lib.data.datasets import Dataset, load, normalisation, of_folder, split
+from lib.data.datasets import Dataset, load, normalisation_of, of_folder, split
 from lib.data.download import DataError
 from lib.data.picture import PictureError, picture
 from lib.params import ParameterError, Params
@@ -250,18 +250,18 @@ def test_the_split_of_equal_classes_is_what_it_always_was(cifar):
 def test_images_are_normalised_by_their_own_mean_and_deviation(cifar):
     images = cifar["train_images"][:500]
     for std, axes in (("pixels", None), ("images", (1, 2))):
-        mean, deviation = normalisation(images, std)
+        mean, deviation = normalisation_of(images, std)
         np.testing.assert_allclose(mean, (images / 255).mean((0, 1, 2)), atol=1e-8)
         expected = (images / 255).std((0, 1, 2)) if axes is None else (images / 255).std(axes).mean(0)
         np.testing.assert_allclose(deviation, expected, atol=1e-8)
-    assert min(normalisation(np.zeros((2, 32, 32, 3), np.uint8), "pixels").std) > 0
+    assert min(normalisation_of(np.zeros((2, 32, 32, 3), np.uint8), "pixels").std) > 0
 
 
 def test_the_normalisation_of_cifar_10_is_the_published_one(cifar):
     for std in STD:
         data = load(Params(std=std))
-        assert data.normal == (MEAN, STD[std]) and data.digest == download.DIGEST
-    np.testing.assert_allclose(normalisation(cifar["train_images"], "pixels"), (MEAN, STD["pixels"]), atol=2e-8)
+        assert data.normalisation == (MEAN, STD[std]) and data.digest == download.DIGEST
+    np.testing.assert_allclose(normalisation_of(cifar["train_images"], "pixels"), (MEAN, STD["pixels"]), atol=2e-8)
 
 
 # ---- A run ----
@@ -276,7 +276,7 @@ def test_a_run_on_a_folder_and_what_its_record_says(reports, pets, of_pets):
     assert "-datasetpets-" in folder.name
     assert records.classes(record) == CLASSES == tuple(record["per_class_acc"])
     assert (record["train_images"], record["val_images"], record["test_images"]) == (60, 12, 18)
-    assert record["data_digest"] == data.digest and records.normal(record) == data.normal
+    assert record["data_digest"] == data.digest and records.normalisation(record) == data.normalisation
     arrays = records.read_arrays(record)
     assert arrays["logits"].shape == (18, 3) and arrays["labels"].dtype == np.uint8
     assert explore.load_weights(folder)["head.weight"].shape == (3, 8)
@@ -332,7 +332,7 @@ def test_every_network_has_as_many_outputs_as_there_are_classes(tmp_path, tiny, 
         assert result.native is True or "compiler" in result.native
         plain = train.build(p, torch.device("cpu"), classes)[0]
         plain.load_state_dict(result.state.model.state_dict())
-        again = train.evaluate(p, plain, plain, data.test_images, data.test_labels, data.normal)
+        again = train.evaluate(p, plain, plain, data.test_images, data.test_labels, data.normalisation)
         np.testing.assert_allclose(again["logits"], result.test["logits"], atol=2e-2)
 
 

@@ -12,16 +12,16 @@ from lib.report import errors
 
 
 def test_softmax_of_large_logits_is_finite():
-    chances = errors.softmax(np.array([[60000.0, 0.0], [1.0, 1.0]], np.float16))
-    assert chances.tolist() == [[1.0, 0.0], [0.5, 0.5]]
+    probabilities = errors.softmax(np.array([[60000.0, 0.0], [1.0, 1.0]], np.float16))
+    assert probabilities.tolist() == [[1.0, 0.0], [0.5, 0.5]]
 
 
 def test_calibration_by_hand():
     """Ten images at 80 %, of which six are right, and ten at 55 %, of which all are."""
-    chances = np.zeros((20, 10))
-    chances[:, 0], chances[:, 1] = [0.8] * 10 + [0.55] * 10, [0.2] * 10 + [0.45] * 10
+    probabilities = np.zeros((20, 10))
+    probabilities[:, 0], probabilities[:, 1] = [0.8] * 10 + [0.55] * 10, [0.2] * 10 + [0.45] * 10
     labels = np.array([0] * 6 + [1] * 4 + [0] * 10, np.uint8)
-    confidence, accuracy, error = errors.calibration_of(chances, labels)
+    confidence, accuracy, error = errors.calibration_of(probabilities, labels)
     assert (confidence, accuracy) == (pytest.approx(67.5), pytest.approx(80.0))
     assert error == pytest.approx(0.5 * 20 + 0.5 * 45)
 
@@ -29,9 +29,9 @@ def test_calibration_by_hand():
 def test_a_network_that_is_as_often_right_as_it_says_has_no_error():
     random = np.random.default_rng(0)
     top = random.uniform(0.5, 1, 200_000)
-    chances = np.stack([top, 1 - top], axis=1)
+    probabilities = np.stack([top, 1 - top], axis=1)
     labels = (random.random(200_000) > top).astype(np.uint8)
-    assert errors.calibration_of(chances, labels)[2] < 0.5
+    assert errors.calibration_of(probabilities, labels)[2] < 0.5
 
 
 def test_classes_confusion_and_agreement_are_of_all_settings_but_the_sweep(home):
@@ -71,16 +71,16 @@ def test_without_runs_there_is_nothing(home):
 def test_mistakes_are_those_with_the_highest_probability():
     """Four images: right at 99 %; a cat taken for a dog at 90 %; a ship for a truck at 95 %; right at 80 %."""
     labels = np.array([0, 3, 8, 9])
-    chances = np.zeros((4, 10))
-    chances[range(4), [0, 5, 9, 9]] = [0.99, 0.90, 0.95, 0.80]
-    chances[:, 1] += 1 - chances.sum(1)
+    probabilities = np.zeros((4, 10))
+    probabilities[range(4), [0, 5, 9, 9]] = [0.99, 0.90, 0.95, 0.80]
+    probabilities[:, 1] += 1 - probabilities.sum(1)
     images = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8)
-    drawn = errors.mistakes_of(images, labels, chances)
+    drawn = errors.mistakes_of(images, labels, probabilities)
     assert drawn.get_label().endswith("probability: a ship for a truck (95.0 %); a cat for a dog (90.0 %).")
     shown = [axes.images[0].get_array() for axes in drawn.axes if axes.images]
     assert [(image == value).all() for image, value in zip(shown, (2, 1), strict=True)] == [True, True]
-    assert len([axes for axes in errors.mistakes_of(images, labels, chances, count=1).axes if axes.images]) == 1
-    assert errors.mistakes_of(images[:1], labels[:1], chances[:1]) is None
+    assert len([axes for axes in errors.mistakes_of(images, labels, probabilities, count=1).axes if axes.images]) == 1
+    assert errors.mistakes_of(images[:1], labels[:1], probabilities[:1]) is None
 
 
 def test_mistakes_need_the_images_that_the_logits_are_of(home):
@@ -97,9 +97,9 @@ def test_mistakes_need_the_images_that_the_logits_are_of(home):
 
 def test_one_network_has_a_confusion_of_its_own():
     labels = np.repeat(np.arange(10), 10)
-    chances = np.eye(10)[labels]
-    chances[30:34] = np.eye(10)[5]  # four of ten cats
+    probabilities = np.eye(10)[labels]
+    probabilities[30:34] = np.eye(10)[5]  # four of ten cats
     assert (
         "Confusion of mine (n=1): most often cat is taken for dog (40 %)."
-        in errors.confusion_of([(chances, labels)], "mine").get_label()
+        in errors.confusion_of([(probabilities, labels)], "mine").get_label()
     )

@@ -8,7 +8,7 @@ from lib.data.loader import as_images
 from lib.explore import look_inside, probabilities, receptive_field
 from lib.model import network
 from lib.params import Params
-from lib.records import MEAN, STD, Normal
+from lib.records import CIFAR10_NORMALISATION, MEAN, STD, Normalisation
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def made(**values):
 
 def test_the_weights_are_those_of_the_first_the_middle_and_the_last_block(images):
     model = made()
-    inside = look_inside(model, images)
+    inside = look_inside(model, images, CIFAR10_NORMALISATION)
     assert list(inside["blocks"]) == [0, 2, 4]
     for kept, block in zip(inside["depthwise"], (0, 2, 4), strict=True):
         np.testing.assert_allclose(kept, model.blocks[block][0].fn[0].weight[:, 0].detach(), atol=2e-4)
@@ -40,19 +40,19 @@ def test_the_receptive_field_is_the_mean_size_of_a_gradient(images, std):
         model.blocks(model.stem(x))[0, :, 4, 4].sum().backward()
         total += x.grad[0].abs().mean(0).numpy()
     np.testing.assert_allclose(
-        receptive_field(model, images, Normal(MEAN, STD[std])), total / len(images), rtol=1e-4, atol=1e-9
+        receptive_field(model, images, Normalisation(MEAN, STD[std])), total / len(images), rtol=1e-4, atol=1e-9
     )
 
 
 def test_the_receptive_field_ends_where_the_kernels_do(images):
     """One block of k=3 on single pixels sees 3 x 3 of them."""
-    field = receptive_field(made(depth=1, patch=1), images)
+    field = receptive_field(made(depth=1, patch=1), images, CIFAR10_NORMALISATION)
     assert (field[15:18, 15:18] > 0).all() and np.count_nonzero(field) == 9
 
 
 def test_a_cnn_and_a_vit_have_a_receptive_field_too(images):
-    assert look_inside(made(arch="cnn"), images).keys() == {"receptive_field"}
-    vit = look_inside(made(arch="vit", depth=1), images)
+    assert look_inside(made(arch="cnn"), images, CIFAR10_NORMALISATION).keys() == {"receptive_field"}
+    vit = look_inside(made(arch="vit", depth=1), images, CIFAR10_NORMALISATION)
     assert vit.keys() == {"receptive_field", "patch_embedding"}
     field = vit["receptive_field"]
     assert field[16:20, 16:20].mean() > 3 * field.mean()  # a token sees itself best, and it is the one in the middle
@@ -61,7 +61,7 @@ def test_a_cnn_and_a_vit_have_a_receptive_field_too(images):
 def test_looking_leaves_the_network_as_it_was(images):
     model = made().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    look_inside(model, images)
+    look_inside(model, images, CIFAR10_NORMALISATION)
     assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(weight.grad is None for weight in model.parameters())
 
@@ -70,4 +70,5 @@ def test_probabilities_are_the_softmax_of_the_logits(images):
     model = made()
     with torch.no_grad():
         normalised = as_images(((images / 255 - MEAN) / STD["pixels"]).astype(np.float32))
-        torch.testing.assert_close(torch.tensor(probabilities(model, images)), model(normalised).softmax(1))
+        found = torch.tensor(probabilities(model, images, CIFAR10_NORMALISATION))
+        torch.testing.assert_close(found, model(normalised).softmax(1))

@@ -473,7 +473,7 @@ def test_the_work_is_shared_by_the_threads_that_pytorch_has():
 EVALUATION = """
 import numpy as np, torch
 import lib
-from lib import machine, train
+from lib import machine, records, train
 from lib.native import layers
 from lib.params import Params
 layers.keep_memory()
@@ -484,9 +484,9 @@ x, targets = torch.randn(64, 3, 32, 32), torch.full((64, 10), 0.1)
 for _ in range(3):
     train.train_step(p, forward, model, optimizer, scaler, x, targets)
 images, labels = np.zeros((4000, 32, 32, 3), np.uint8), np.zeros(4000, np.uint8)
-train.evaluate(p, model, forward, images[:200], labels[:200])
+train.evaluate(p, model, forward, images[:200], labels[:200], records.CIFAR10_NORMALISATION)
 before = machine.peak_memory()
-train.evaluate(p, model, forward, images, labels)
+train.evaluate(p, model, forward, images, labels, records.CIFAR10_NORMALISATION)
 print(machine.peak_memory() - before)
 """
 

@@ -35,7 +35,7 @@ def test_a_square_of_the_theoretical_size_is_all_that_a_place_depends_on(kernel,
     torch.manual_seed(0)
     params = {"kernel": kernel, "patch": patch, "depth": depth}
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-    field = receptive_field(ConvMixer(8, depth, kernel, patch), images)
+    field = receptive_field(ConvMixer(8, depth, kernel, patch), images, records.CIFAR10_NORMALISATION)
     rows = np.flatnonzero(field.sum(1))
     assert (rows[0] + rows[-1]) / 2 == learned.middle(params)
     assert rows[-1] - rows[0] + 1 == learned.theoretical(params)
@@ -48,7 +48,7 @@ def test_the_field_of_other_networks_is_measured_around_its_place(arch):
     torch.manual_seed(0)
     params = Params(arch=arch, patch=4, dim=64, depth=2)
     images = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8)
-    field = receptive_field(network(params).eval(), images)
+    field = receptive_field(network(params).eval(), images, records.CIFAR10_NORMALISATION)
     pixels = np.arange(32)
     if arch == "vit":
         field = np.where(field > field.max() / 3, field, 0)

@@ -9,7 +9,7 @@ from lib.data.augment import Augment
 from lib.data.datasets import split
 from lib.data.draws import order
 from lib.params import Params
-from lib.records import MEAN, STD, Normal
+from lib.records import MEAN, STD, Normalisation
 
 
 @pytest.fixture
@@ -66,6 +66,6 @@ def test_batches_are_what_the_network_wants(cifar):
     assert labels.dtype == torch.int64
     pixel = cifar["test_images"][3, 5, 7].astype(np.float64) / 255
     for std in STD.values():
-        plain = next(loader.plain_batches(cifar["test_images"], 100, Normal(MEAN, std)))
+        plain = next(loader.plain_batches(cifar["test_images"], 100, Normalisation(MEAN, std)))
         assert plain.shape == (100, 3, 32, 32)
         np.testing.assert_allclose(plain[3, :, 5, 7], (pixel - MEAN) / std, rtol=1e-5)

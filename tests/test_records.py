@@ -209,7 +209,7 @@ def test_logits_of_which_one_differs_are_not_this_records(study):
 
 def test_a_record_from_before_its_normalisation_was_kept_has_the_deviation_that_its_run_asked_for():
     record = {"params": {"std": "images"}}
-    assert records.normal(record) == records.Normal(records.MEAN, records.STD["images"])
+    assert records.normalisation(record) == records.Normalisation(records.MEAN, records.STD["images"])
 
 
 def test_runs_that_worked_in_another_type_than_most_are_refused(home):

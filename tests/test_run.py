@@ -40,7 +40,9 @@ def test_the_record_holds_what_the_report_needs_and_agrees_with_itself(reports, 
     assert np.mean(list(record["per_class_acc"].values())) == pytest.approx(record["test_acc"])
     model = ConvMixer(8, 1, 3, 8)
     model.load_state_dict(safetensors.torch.load_file(folder / records.WEIGHTS))
-    again = train.evaluate(tiny(), model, model, cifar["test_images"], cifar["test_labels"])
+    again = train.evaluate(
+        tiny(), model, model, cifar["test_images"], cifar["test_labels"], records.CIFAR10_NORMALISATION
+    )
     assert again["acc"] == pytest.approx(record["test_acc"], abs=0.02)  # the plain layers round otherwise
 
 
@@ -249,8 +251,8 @@ def test_what_is_kept_is_of_the_epoch_that_was_best_in_validation(reports, tiny,
     p, real, falling = tiny(schedule="constant", lr=0.03), train.evaluate, iter((90.0, 80.0))
     one, two = run.run(p.replace(epochs=1, select="last"), silent), run.run(p.replace(select="last"), silent)
 
-    def evaluate(p, model, forward, images, labels, *normal):
-        found = real(p, model, forward, images, labels, *normal)
+    def evaluate(p, model, forward, images, labels, normalisation):
+        found = real(p, model, forward, images, labels, normalisation)
         return found | {"acc": next(falling)} if len(labels) == p.val_size else found
 
     monkeypatch.setattr(train, "evaluate", evaluate)

@@ -22,7 +22,7 @@ from lib.data.draws import order
 from lib.data.mix import mix
 from lib.model import ConvMixer
 from lib.params import ParameterError, Params
-from lib.records import MEAN, STD, Normal, RecordError
+from lib.records import MEAN, STD, Normalisation, RecordError
 from lib.train import TrainingError, estimate, evaluate, fit, make_optimizer, pick_device, schedule
 
 TIMES = ("seconds", "images_per_second")
@@ -160,14 +160,14 @@ def test_the_leak_is_in_the_history_only_where_it_is_asked_for(tmp_path, data, t
 def test_the_model_handed_back_has_the_selected_weights(tmp_path, data, tiny):
     p = tiny(epochs=3, select="best_test", val_size=0, lr=0.05)
     result = trained(p, data, tmp_path / "run")
-    again = evaluate(p, result.state.model, result.state.model, data.test_images, data.test_labels)
+    again = evaluate(p, result.state.model, result.state.model, data.test_images, data.test_labels, data.normalisation)
     assert again["acc"] == pytest.approx(result.test["acc"], abs=0.02)
 
 
 def test_evaluation_counts_every_image_once(data, tiny):
     model = ConvMixer(4, 1, 3, 8)
     forward = lambda images: nn.functional.one_hot(torch.full((len(images),), 3), 10).float()  # noqa: E731
-    result = evaluate(tiny(test_batch_size=333), model, forward, data.test_images, data.test_labels)
+    result = evaluate(tiny(test_batch_size=333), model, forward, data.test_images, data.test_labels, data.normalisation)
     assert result["acc"] == 10.0 and len(result["logits"]) == 10_000 and set(result["logits"].argmax(1)) == {3}
     logits = torch.zeros(1, 10)
     logits[0, 3] = 1
@@ -380,12 +380,12 @@ def test_the_loop_is_the_one_that_a_reader_would_write(tmp_path, data, tiny):
         select="last",
         std="images",
     )
-    data = dataclasses.replace(data, normal=Normal(MEAN, STD["images"]))
+    data = dataclasses.replace(data, normalisation=Normalisation(MEAN, STD["images"]))
     state = fit(p, data, tmp_path, say=lambda text: None).state
 
     rows, val = split(data.train_labels, p.val_size, p.train_size, p.seed)
     images, labels = data.train_images[rows], torch.tensor(data.train_labels[rows]).long()
-    augment = Augment(images, p, *data.normal)
+    augment = Augment(images, p, *data.normalisation)
     batches = [order(p.seed, epoch, len(rows)) for epoch in range(p.epochs)]
     torch.manual_seed(p.seed)
     model = ConvMixer(p.dim, p.depth, p.kernel, p.patch).to(memory_format=torch.channels_last)
@@ -407,7 +407,7 @@ def test_the_loop_is_the_one_that_a_reader_would_write(tmp_path, data, tiny):
         torch.testing.assert_close(state.model.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
     model.eval()
     for part, held in (("train", rows), ("val", val)):
-        plain = torch.tensor(normalise(data.train_images[held], *data.normal)).permute(0, 3, 1, 2)
+        plain = torch.tensor(normalise(data.train_images[held], *data.normalisation)).permute(0, 3, 1, 2)
         logits, right = model(plain), torch.tensor(data.train_labels[held]).long()
         assert state.history[-1][f"{part}_loss"] == pytest.approx(F.cross_entropy(logits, right).item(), rel=1e-3)
         assert state.history[-1][f"{part}_acc"] == pytest.approx(

@@ -23,7 +23,7 @@ from lib.data.download import DataError
 from lib.data.picture import picture
 from lib.files import lock
 from lib.params import DATASETS, FOLDER, IMAGE, TRAIN_IMAGES, ParameterError, Params, UserError, check_sizes
-from lib.records import CLASSES, MEAN, STD, TEST_IMAGES, USUAL, Normal
+from lib.records import CIFAR10_NORMALISATION, CLASSES, MEAN, STD, TEST_IMAGES, Normalisation
 from lib.study import ROOT
 
 PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as torchvision has them
@@ -37,7 +37,7 @@ class Dataset:
     """Images (N, 32, 32, 3) in uint8 and labels (N,) of a training and a test part, and what has to be known of them.
 
     Every class has images in both parts. `classes`: the names, by label. `digest`: 16 hex digits over all of it.
-    `normal`: mean and deviation of each channel, in 0..1, by which images are normalised.
+    `normalisation`: mean and deviation of each channel, in 0..1, by which images are normalised.
     """
 
     train_images: np.ndarray
@@ -46,20 +46,20 @@ class Dataset:
     test_labels: np.ndarray
     classes: tuple[str, ...] = CLASSES
     digest: str = download.DIGEST
-    normal: Normal = USUAL
+    normalisation: Normalisation = CIFAR10_NORMALISATION
 
 
 def load(p: Params) -> Dataset:
     """The data set of a run; what is not on the disk is fetched. Raises DataError, PictureError, ParameterError."""
     data = read(p.dataset, p.data_dir)
     if p.dataset == "cifar10":
-        return dataclasses.replace(data, normal=Normal(MEAN, STD[p.std]))
+        return dataclasses.replace(data, normalisation=Normalisation(MEAN, STD[p.std]))
     check_sizes(p, len(data.train_images))
     try:
         split(data.train_labels, p.val_size, p.train_size, p.seed)
     except ParameterError as error:
         raise ParameterError(f"{error} ({p.dataset})") from None
-    return dataclasses.replace(data, normal=normalisation(data.train_images, p.std))
+    return dataclasses.replace(data, normalisation=normalisation_of(data.train_images, p.std))
 
 
 def read(dataset: str, data_dir: str = "") -> Dataset:
@@ -73,7 +73,7 @@ def kept(p: Params) -> Dataset | None:
     """The data set of a run as `load` gives it, or None where that would have to be fetched or cannot be read."""
     if p.dataset == "cifar10":
         arrays = download.kept(p.data_dir)
-        return Dataset(**arrays, normal=Normal(MEAN, STD[p.std])) if arrays else None
+        return Dataset(**arrays, normalisation=Normalisation(MEAN, STD[p.std])) if arrays else None
     if p.dataset == "cifar100" and not (download.data_folder(p.data_dir) / "cifar-100-python").is_dir():
         return None
     with contextlib.suppress(UserError):
@@ -108,7 +108,7 @@ def split(labels: np.ndarray, val_size: int, train_size: int, seed: int) -> tupl
     return np.sort(train[: train_size or None]), np.sort(val)
 
 
-def normalisation(images: np.ndarray, std: str) -> Normal:
+def normalisation_of(images: np.ndarray, std: str) -> Normalisation:
     """Mean and deviation of each channel over images (N, H, W, 3), uint8, with eight digits; `std` as Params has it."""
     values, counts = np.arange(256) / 255, np.zeros((3, 256), np.int64)
     for part in np.array_split(images, max(1, len(images) // 1000)):  # bincount makes eight bytes of each
@@ -119,7 +119,7 @@ def normalisation(images: np.ndarray, std: str) -> Normal:
     else:
         deviation = np.mean([(image / 255).std((0, 1)) for image in images], axis=0)
     # A channel without any contrast has nothing to be divided by.
-    return Normal(*(tuple(round(float(v), 8) for v in row) for row in (mean, np.maximum(deviation, 1e-3))))
+    return Normalisation(*(tuple(round(float(v), 8) for v in row) for row in (mean, np.maximum(deviation, 1e-3))))
 
 
 # ---- CIFAR-100 ----

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from lib.data import datasets
 from lib.data.augment import Augment, Plan, normalise
 from lib.params import Params
-from lib.records import USUAL, Normal
+from lib.records import Normalisation
 
 
 def steps(images: int, batch_size: int) -> int:
@@ -58,15 +58,15 @@ class _Batches(Dataset):
         return as_images(self.augment.batch(self.plan, rows)), torch.from_numpy(self.labels[rows].astype(np.int64))
 
 
-def plain_batches(images: np.ndarray, batch_size: int, normal: Normal = USUAL) -> Iterator[Tensor]:
+def plain_batches(images: np.ndarray, batch_size: int, normalisation: Normalisation) -> Iterator[Tensor]:
     """Images (N, 32, 32, 3), uint8, in order and without augmentation, as batches (B, 3, 32, 32) for evaluation."""
     for first in range(0, len(images), batch_size):
-        yield as_images(normalise(images[first : first + batch_size], *normal))
+        yield as_images(normalise(images[first : first + batch_size], *normalisation))
 
 
 def preview(p: Params, data: datasets.Dataset, epochs: int, count: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """The first training images as they are, (count, 32, 32, 3), and augmented, (epochs, count, 32, 32, 3), in 0..1."""
-    images, (mean, std) = data.train_images[:count], data.normal
+    images, (mean, std) = data.train_images[:count], data.normalisation
     augment = Augment(images, p, mean, std)
     shown = np.stack([augment.batch(augment.plan(epoch), np.arange(count)) for epoch in range(epochs)])
     return images / 255, np.clip(shown * std + mean, 0, 1)

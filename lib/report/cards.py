@@ -24,7 +24,7 @@ SELECTED = {
 def card(record: dict, arrays: dict[str, np.ndarray]) -> str:
     """The model card of a run as Markdown; `arrays` are those of records.read_arrays."""
     p, name = Params.of(**record["params"]), f"{record['study']}/{record['run']}"
-    chances, labels = errors.softmax(arrays["logits"]), arrays["labels"]
+    probabilities, labels = errors.softmax(arrays["logits"]), arrays["labels"]
     classes = records.classes(record)
     return "\n".join([
         f"# {records.network_name(record)}: `{name}`",
@@ -47,11 +47,11 @@ def card(record: dict, arrays: dict[str, np.ndarray]) -> str:
         "",
         "| class | right (%) | most often taken for |",
         "|---|---|---|",
-        *by_class(errors.taken_for([(chances, labels)]), classes),
+        *by_class(errors.taken_for([(probabilities, labels)]), classes),
         "",
         "## Calibration",
         "",
-        calibration(chances, labels),
+        calibration(probabilities, labels),
         "",
         "## Limits",
         "",
@@ -96,9 +96,9 @@ def by_class(shares: np.ndarray, classes: tuple[str, ...]) -> list[str]:
     return rows
 
 
-def calibration(chances: np.ndarray, labels: np.ndarray) -> str:
+def calibration(probabilities: np.ndarray, labels: np.ndarray) -> str:
     """How far its probabilities can be believed, in a sentence or two."""
-    confidence, accuracy, error = errors.calibration_of(chances, labels)
+    confidence, accuracy, error = errors.calibration_of(probabilities, labels)
     return (
         f"Its likeliest class has a probability of {confidence:.1f} % on average and is right on {accuracy:.1f} % of "
         f"the test images: it is {'too sure' if confidence > accuracy else 'not sure enough'} by "

@@ -52,7 +52,7 @@ def mega(name: str, heading: str) -> Column:
     return Column(name, heading, lambda row: "–" if pd.isna(row[name]) else f"{row[name] / 1e6:,.0f}")
 
 
-def chance(name: str, heading: str) -> Column:
+def p_value(name: str, heading: str) -> Column:
     """The p-value of a test, left out where no row has one."""
 
     def text(row: dict) -> str:

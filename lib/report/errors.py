@@ -38,14 +38,9 @@ def names(runs: pd.DataFrame) -> tuple[str, ...]:
     return records.classes(next(iter(runs["record"].dropna()), {}))
 
 
-def accuracy_of(chances: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy (%) as a record has it, so that a mean of several rounds alike in every table."""
-    return round(100 * float((chances.argmax(1) == labels).mean()), 4)
-
-
 def best(found: dict[str, list]) -> str:
     """The setting of `outputs` that is right most often, by its mean over seeds."""
-    accuracy = {name: np.mean([accuracy_of(*seed) for seed in seeds]) for name, seeds in found.items()}
+    accuracy = {name: np.mean([records.accuracy(*seed) for seed in seeds]) for name, seeds in found.items()}
     return max(accuracy, key=accuracy.__getitem__)
 
 
@@ -55,7 +50,7 @@ def best_and_its_mistake(runs: pd.DataFrame) -> list[str]:
     if not found:
         return []
     name = best(found)
-    accuracy = stats.mean([accuracy_of(*seed) for seed in found[name]])
+    accuracy = stats.mean([records.accuracy(*seed) for seed in found[name]])
     true, taken, share = _most_frequent(taken_for(found[name]), names(runs))
     lead = f"Of {len(found)} settings `{name}` has the best accuracy: " if len(found) > 1 else f"`{name}` reaches "
     mistake = f"it takes {_a(true)} for {_a(taken)}: {share:.0f} % of that class"
@@ -66,8 +61,8 @@ def taken_for(seeds: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """What true classes (rows) are taken for (columns), in per cent of the row, over networks: (classes, classes)."""
     classes = seeds[0][0].shape[1]
     counts = np.zeros((classes, classes))
-    for chances, labels in seeds:
-        np.add.at(counts, (labels, chances.argmax(1)), 1)
+    for probabilities, labels in seeds:
+        np.add.at(counts, (labels, probabilities.argmax(1)), 1)
     return 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
 
@@ -133,15 +128,15 @@ def calibration(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def calibration_of(chances: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
+def calibration_of(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
     """Mean confidence (%), accuracy (%) and expected calibration error (points) of one network.
 
     The error is the mean gap between the two over BINS equal bins of confidence (Guo et al., arXiv 1706.04599).
     """
-    confidence, right = chances.max(1), chances.argmax(1) == labels
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
     gaps = [abs(right[place == b].sum() - confidence[place == b].sum()) for b in range(BINS)]
-    return 100 * float(confidence.mean()), accuracy_of(chances, labels), 100 * float(sum(gaps)) / len(labels)
+    return 100 * float(confidence.mean()), records.accuracy(probabilities, labels), 100 * float(sum(gaps)) / len(labels)
 
 
 def confusion(runs: pd.DataFrame) -> Figure | None:
@@ -193,20 +188,24 @@ def mistakes(runs: pd.DataFrame, data) -> Figure | None:
     seeds = found[best(found)]
     if any(not np.array_equal(labels, data.test_labels) for _, labels in seeds):
         return None  # logits of other images than these
-    chances = np.mean([p for p, _ in seeds], axis=0)
-    return mistakes_of(data.test_images, data.test_labels, chances, names(runs))
+    probabilities = np.mean([p for p, _ in seeds], axis=0)
+    return mistakes_of(data.test_images, data.test_labels, probabilities, names(runs))
 
 
 @styled
 def mistakes_of(
-    images: np.ndarray, labels: np.ndarray, chances: np.ndarray, classes: tuple[str, ...] = CLASSES, count: int = 12
+    images: np.ndarray,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    classes: tuple[str, ...] = CLASSES,
+    count: int = 12,
 ) -> Figure | None:
     """The `count` images (N, 32, 32, 3) that are wrong with the highest probability, with what each is and is taken
-    for; labels (N,), chances (N, classes). None where nothing is wrong.
+    for; labels (N,), probabilities (N, classes). None where nothing is wrong.
     """
-    said = chances.argmax(1)
+    said = probabilities.argmax(1)
     wrong = np.flatnonzero(said != labels)
-    worst = wrong[np.argsort(-chances[wrong].max(1), kind="stable")][:count]
+    worst = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:count]
     if not len(worst):
         return None
     rows = -(-len(worst) // 4)
@@ -216,10 +215,10 @@ def mistakes_of(
         axes.set_axis_off()
     told = []
     for axes, i in zip(grid.flat, worst, strict=False):
-        true, taken, chance = classes[labels[i]], classes[said[i]], f"{100 * chances[i].max():.1f} %"
+        true, taken, probability = classes[labels[i]], classes[said[i]], f"{100 * probabilities[i].max():.1f} %"
         axes.imshow(images[i], interpolation="nearest")
-        axes.set_title(f"{true}\n→ {taken}\n{chance}", fontsize=9)
-        told.append(f"{_a(true)} for {_a(taken)} ({chance})")
+        axes.set_title(f"{true}\n→ {taken}\n{probability}", fontsize=9)
+        told.append(f"{_a(true)} for {_a(taken)} ({probability})")
     return described(figure, f"Mistakes with the highest probability: {'; '.join(told)}.")
 
 
@@ -266,8 +265,8 @@ def reliability(runs: pd.DataFrame) -> Figure | None:
     colors = [color for i, color in enumerate(sns.color_palette("colorblind")) if i not in (7, 8)]  # not grey, yellow
     looks = zip(itertools.cycle("osD^v"), itertools.cycle(colors))
     for (label, seeds), (marker, color) in zip(found.items(), looks, strict=False):
-        chances, labels = (np.concatenate(parts) for parts in zip(*seeds, strict=True))
-        confidence, right = chances.max(1), chances.argmax(1) == labels
+        probabilities, labels = (np.concatenate(parts) for parts in zip(*seeds, strict=True))
+        confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
         place = np.minimum((confidence * 10).astype(int), 9)
         least = max(1, min(50, len(labels) // 20))  # images; a point of fewer says nothing
         bins = [b for b in range(10) if (place == b).sum() >= least]

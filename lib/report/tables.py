@@ -20,9 +20,9 @@ from lib.report.columns import (
     SETTING,
     STATUS,
     N,
-    chance,
     mega,
     number,
+    p_value,
     shows,
     theirs,
     timed,
@@ -119,7 +119,8 @@ def _ablation(runs: pd.DataFrame, what: str, sizes) -> pd.DataFrame:
 
 @shows(
     words("step", "step", "short"), number("difference", "ours", "{:+.2f}", spread="half"), N,
-    chance("p", "sign-flip p"), chance("smallest_p", "smallest p of n"), chance("images_p", "McNemar p, these images"),
+    p_value("p", "sign-flip p"), p_value("smallest_p", "smallest p of n"),
+    p_value("images_p", "McNemar p, these images"),
     theirs("paper_step", "the paper", "{:+.2f}"), theirs("original_step", "the original", "{:+.2f}"),
 )  # fmt: skip
 def steps(runs: pd.DataFrame, what: str, only: list[str] | None = None) -> pd.DataFrame:

@@ -221,7 +221,7 @@ def feed(pipe: Connection, images: int) -> None:
     # This process was spawned, and its data workers would be too; in training they start as the system has it.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     data, p = noise(images), study.base_params("paper")
-    augment = Augment(data.train_images, p, *data.normal)
+    augment = Augment(data.train_images, p, *data.normalisation)
 
     def rate(workers: int) -> float:
         plan, order = augment.plan(0), draws.order(p.seed, 0, images)

@@ -21,10 +21,11 @@ from lib.study import base_params
 from lib.train import Trained, TrainingError, estimate, fit, pick_device
 
 
-def run(p: Params, say: Callable[[str], None] = print) -> dict:
+def run(p: Params, say: Callable[[str], None] = print, data: Dataset | None = None) -> dict:
     """Trains a run, or goes on with it, or does nothing if it is finished; returns its record (see records.py).
 
-    Safe to call again after any interruption. Raises UserError.
+    say: takes a line for the user. data: what `datasets.load(p)` gave, if you have it already: to read a large folder
+    of pictures takes minutes. Safe to call again after any interruption. Raises UserError.
     """
     folder = records.run_folder(p)
     name = folder.name
@@ -47,7 +48,7 @@ def run(p: Params, say: Callable[[str], None] = print) -> dict:
         started = records.now()
         (folder / records.FAILURE).unlink(missing_ok=True)
         try:
-            data = datasets.load(p)
+            data = data or datasets.load(p)
             with progress.watched(name, say_of_run) as show:
                 trained = fit(p, data, folder, say_of_run, show)
             record = make_record(p, data, trained, started)
@@ -103,7 +104,7 @@ def make_record(p: Params, data: Dataset, trained: Trained, started: str) -> dic
         "forward_macs": forward_macs(trained.state.model),
         "data_digest": data.digest,
         "classes": list(data.classes),
-        "normalisation": {name: list(values) for name, values in data.normal._asdict().items()},
+        "normalisation": {name: list(values) for name, values in data.normalisation._asdict().items()},
         "train_images": p.train_size or len(data.train_labels) - p.val_size,
         "val_images": p.val_size,
         "test_images": len(labels),
@@ -129,7 +130,7 @@ def write_record(folder: Path, record: dict, trained: Trained, data: Dataset) ->
     """Weights and arrays first, result.json last; then what only an unfinished run needs is taken away."""
     weights = {name: w.contiguous().cpu() for name, w in trained.state.model.state_dict().items()}
     files.write_bytes(folder / records.WEIGHTS, safetensors.torch.save(weights))
-    inside = explore.look_inside(trained.state.model, data.test_images, data.normal)
+    inside = explore.look_inside(trained.state.model, data.test_images, data.normalisation)
     outputs = {"logits": trained.test["logits"], "labels": data.test_labels}
     records.write_arrays(folder / records.ARRAYS, outputs | inside)
     records.write_json(folder / records.RESULT, record)
