@@ -21,11 +21,10 @@ from lib.study import base_params
 from lib.train import Trained, TrainingError, estimate, fit, pick_device
 
 
-def run(p: Params, say: Callable[[str], None] = print, data: Dataset | None = None) -> dict:
+def run(p: Params, say: Callable[[str], None] = print) -> dict:
     """Trains a run, or goes on with it, or does nothing if it is finished; returns its record (see records.py).
 
-    say: takes a line for the user. data: what `datasets.load(p)` gave, if you have it already: to read a large folder
-    of pictures takes minutes. Safe to call again after any interruption. Raises UserError.
+    Safe to call again after any interruption. Raises UserError.
     """
     folder = records.run_folder(p)
     name = folder.name
@@ -48,7 +47,7 @@ def run(p: Params, say: Callable[[str], None] = print, data: Dataset | None = No
         started = records.now()
         (folder / records.FAILURE).unlink(missing_ok=True)
         try:
-            data = data or datasets.load(p)
+            data = datasets.load(p)  # not a notebook's, which may have been changed since: the record names its images
             with progress.watched(name, say_of_run) as show:
                 trained = fit(p, data, folder, say_of_run, show)
             record = make_record(p, data, trained, started)
