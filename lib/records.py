@@ -346,7 +346,8 @@ def machine_name(record: dict) -> str:
     environment = record["environment"]
     if environment.get("gpu"):
         return environment["gpu"]
-    threads = f"{environment.get('threads', record.get('threads', '?'))} threads"
+    threads = environment.get("threads", record.get("threads", "?"))
+    threads = f"{threads} thread{'' if threads == 1 else 's'}"
     more = ", ".join(filter(None, [environment.get("vectors"), threads]))
     return f"{environment.get('cpu') or 'A processor'} ({more})"
 

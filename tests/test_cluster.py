@@ -176,4 +176,8 @@ def test_the_last_line_of_what_slurm_says_against_it_is_shown(study, monkeypatch
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     assert all_runs.status(study).splitlines()[-2] == "squeue: error: down"
+    (tmp_path / "squeue").write_text(
+        '#!/bin/sh\necho "squeue: fatal: Could not establish a configuration source" >&2; exit 1\n'
+    )
+    assert "squeue" not in all_runs.status(study)  # its programs are installed, and there is no cluster
     assert not records.study_folder(study.name).exists()

@@ -58,6 +58,11 @@ def test_a_run_that_trains_here_is_left_alone(other, capsys, monkeypatch):
     assert "k3-p1-seed0: locked by" in capsys.readouterr().err and not (folder / records.RESULT).exists()
 
 
+def test_a_folder_that_is_not_there_is_named(home, capsys):
+    assert collect.main(["/nowhere/reports"]) == 2 and capsys.readouterr().err == "/nowhere/reports: no such folder\n"
+    assert collect.main([""]) == 2 and capsys.readouterr().err.startswith("usage: make import FROM=")
+
+
 def test_a_run_that_is_here_is_not_overwritten(other, capsys):
     assert collect.main([str(other)]) == 0
     path = records.REPORTS / "made" / "runs" / "k3-p1-seed0" / records.RESULT

@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pytest
 
 from copy_of import Copy
@@ -186,6 +187,38 @@ def test_the_time_left_of_a_study_weighs_its_runs_by_what_they_take(monkeypatch)
     assert (bars.whole.n, bars.whole.total) == (40, 100)
     assert bars.whole.bar_format.startswith(f"smoke: 1 of {len(names)} runs to train ")
     bars.close()
+
+
+def test_the_time_left_of_a_study_begins_as_its_estimate_and_then_follows_what_is_measured(monkeypatch):
+    study = studies.load("smoke")
+    names = [run.name for run in study.runs]
+    bars = progress.Bars(study, dict.fromkeys(names, 1000.0), jobs=2)
+
+    def left(seconds: float) -> float:
+        """As tqdm has it, `seconds` after the first look."""
+        shown = bars.whole.format_dict
+        rate = (shown["n"] - shown["initial"]) / (shown["elapsed"] + seconds)
+        return (shown["total"] - shown["n"]) / rate
+
+    whole = 1000 * len(names) / 2
+    assert left(0) == pytest.approx(whole, rel=0.01)
+    assert left(10) < 1.2 * whole  # the kernels start, and nothing is done yet
+    bars.ended = set(names[:2])
+    bars.update()
+    assert left(2000) == pytest.approx(2000, rel=0.15)  # half of it has taken twice as long as was thought
+    bars.close()
+
+
+def test_what_is_done_is_never_more_than_the_whole():
+    """A sum of floats depends on their order; tqdm would warn of a bar that is longer than itself."""
+    study = studies.load("smoke")
+    names = [run.name for run in study.runs]
+    for seed in range(30):
+        bars = progress.Bars(study, dict(zip(names, np.random.default_rng(seed).random(len(names)), strict=True)))
+        bars.ended = set(names)
+        bars.update()
+        assert bars.whole.n <= bars.whole.total
+        bars.close()
 
 
 def test_unknown_times_count_as_the_mean_of_the_others():

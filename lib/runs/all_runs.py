@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nstopped; `make runs STUDY={study.name}` goes on from the last checkpoints", file=sys.stderr)
+        print("\nstopped; the same command goes on from the last checkpoints", file=sys.stderr)
         return 130
 
 
@@ -147,7 +147,7 @@ def train_all(study: Study, jobs: int) -> int:
         print(announce(study, seconds, jobs), flush=True)
     failed: list[Run] = []
     places = shares(jobs if todo else 1)
-    showing = progress.shown(study, seconds) if todo else contextlib.nullcontext()
+    showing = progress.shown(study, seconds, jobs) if todo else contextlib.nullcontext()
     with showing, concurrent.futures.ThreadPoolExecutor(jobs) as pool, _stopping(pool):
         waiting = dict.fromkeys(todo)
         while waiting:
@@ -198,7 +198,8 @@ def train(study: Study, run: Run, places: queue.SimpleQueue) -> bool:
                 reason = execute(notebook_command(run, folder), {**kernel.environment(), **own})
             finally:
                 places.put(place)
-                progress.send(run=run.name, ended=True)
+                if not _stopped.is_set():
+                    progress.send(run=run.name, ended=True)
             if reason is not None and not any((folder / name).exists() for name in (records.RESULT, records.FAILURE)):
                 records.note_failure(folder, run.params, reason)
         return True

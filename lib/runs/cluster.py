@@ -18,6 +18,7 @@ from lib.runs.lock import holder
 from lib.study import ROOT, Run, Study, shown
 
 LOG = "slurm.log"  # in a run's folder: what its tasks have printed, one after another
+UNCONFIGURED = "configuration source"  # what SLURM's programs lack where there is no cluster
 COMMENT = 1024  # bytes, the longest that SLURM takes
 CPUS = 4  # a task, where CPUS says nothing and the nodes have as many
 # Variables of `make submit`, as options of sbatch; SLURM has its own for all the others, such as SBATCH_QOS.
@@ -106,10 +107,19 @@ def mark(study: Study, runs: Sequence[Run] = ()) -> str:
 
 
 def queue(study: Study) -> dict[str, str]:
-    """What SLURM's queue says of each run in it: `12_3 running`, `12_4 pending (Priority)`; none without SLURM."""
+    """What SLURM's queue says of each run in it: `12_3 running`, `12_4 pending (Priority)`; none without SLURM.
+
+    Its programs may be installed where no cluster is: then they name none, and there is no queue either.
+    """
     asked = ("--noheader", "--array", f"--name={study.name}", "--format=%F|%K|%T|%r|%k")
     found = {}
-    for line in slurm("squeue", *asked).splitlines() if shutil.which("squeue") else ():
+    try:
+        listed = slurm("squeue", *asked) if shutil.which("squeue") else ""
+    except ClusterError as error:
+        if UNCONFIGURED not in str(error):
+            raise
+        listed = ""
+    for line in listed.splitlines():
         job, task, state, reason, comment = line.split("|", 4)
         if comment.startswith(mark(study)):
             run = comment.removeprefix(mark(study)).split()[int(task)]

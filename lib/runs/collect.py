@@ -18,10 +18,13 @@ from lib.study import base_params
 
 def main(arguments: list[str]) -> int:
     """The exit status: 0 if every finished run of the folder is here now, 1 if not, 2 for a mistake in the call."""
-    if len(arguments) != 1 or not arguments[0] or not Path(arguments[0]).is_dir():
+    if len(arguments) != 1 or not arguments[0]:
         print("usage: make import FROM=folder, such as another clone's reports/", file=sys.stderr)
         return 2
     source = Path(arguments[0])
+    if not source.is_dir():
+        print(f"{source}: no such folder", file=sys.stderr)
+        return 2
     found = sorted(path.parent for where in ("*/runs/*", "runs/*") for path in source.glob(f"{where}/{RESULT}"))
     if not found:
         print(f"{source}: no finished run in it", file=sys.stderr)

@@ -29,6 +29,7 @@ from lib.study import Study
 EVERY = 0.25  # seconds between two looks at a run
 FIRST_SAID, SAY_EVERY = 10, 60  # in a log: seconds to the first line inside an epoch, and between the others
 NOTEBOOK_ROOM = os.terminal_size((120, 25))  # whose page is wider than the terminal that Jupyter was started in
+PRIOR = 0.05  # of a study's work: so much weight has the estimate in the time that is left, beside what is measured
 NARROWEST = len("█████ 00:00:00 left")  # what a line has in any case beside its title
 
 
@@ -118,10 +119,10 @@ def in_notebook() -> bool:
 
 
 @contextlib.contextmanager
-def shown(study: Study | None = None, seconds: dict[str, float | None] | None = None) -> Iterator[None]:
+def shown(*about) -> Iterator[None]:
     """Shows the runs that are trained meanwhile by kernels, if this is a terminal; what is printed stands above.
 
-    study, seconds: with a line for the whole study, and what each of its runs that are to be trained takes.
+    about: of a whole study, to have a line for it: see Bars.
     """
     if PROGRESS in os.environ or not at_terminal():
         yield
@@ -135,7 +136,7 @@ def shown(study: Study | None = None, seconds: dict[str, float | None] | None = 
         except (OSError, AttributeError):  # no such sockets, or a path too long for one: lines, as in a log
             yield
             return
-        update = open_.enter_context(drawn(study, seconds))
+        update = open_.enter_context(drawn(*about))
         drawing = threading.Thread(target=draw, args=(inbox, update), daemon=True)
         drawing.start()
         os.environ[PROGRESS] = place
@@ -166,10 +167,10 @@ def draw(inbox: socket.socket, update: Callable) -> None:
 class Bars:
     """A tqdm bar for each run that there is news of and, above them, one for the whole study.
 
-    seconds: what each run of the study that is to be trained takes, None where nobody knows.
+    seconds: what each run of the study that is to be trained takes, None where nobody knows; jobs: how many at a time.
     """
 
-    def __init__(self, study: Study | None = None, seconds: dict[str, float | None] | None = None):
+    def __init__(self, study: Study | None = None, seconds: dict[str, float | None] | None = None, jobs: int = 1):
         look = {"bar_format": " ", "leave": False, "smoothing": 0, "file": sys.stdout}
         self.new = functools.partial(tqdm, **look, **shape())
         if in_notebook():
@@ -181,6 +182,9 @@ class Bars:
         mean = sum(known) / len(known)
         self.work = {run: mean if value is None else value for run, value in (seconds or {}).items()}
         self.whole = self.new(total=sum(self.work.values())) if study else None
+        if study:  # the estimate counts as the speed of work that is done, until more than PRIOR of the work is
+            self.whole.initial -= PRIOR * self.whole.total
+            self.whole.start_t -= PRIOR * self.whole.total / jobs
         self.runs: dict[str, tqdm] = {}
         self.update()
 
@@ -197,7 +201,8 @@ class Bars:
             self.runs[run].n = done
         if self.study:
             under_way = sum(self.work.get(run, 0) * share(bar) for run, bar in self.runs.items())
-            self.whole.n = under_way + sum(self.work.get(run, 0) for run in self.ended)
+            finished = sum(self.work.get(run, 0) for run in self.ended)
+            self.whole.n = min(under_way + finished, self.whole.total)  # which was summed in another order
             left = len(self.work) - len(self.ended)
             self.whole.bar_format = line(f"{self.study.name}: {left} of {len(self.study.runs)} runs to train")
         for bar in self.all():
