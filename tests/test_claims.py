@@ -208,7 +208,7 @@ def test_power_is_said_from_three_seeds_on(home):
     fill("laptop", by_size(), spread=0.3)
     (said,) = gap.seeds_needed(claims.Evidence())
     n, low, high = map(int, re.search(r"takes (\d+) seeds.* uncertain: (\d+) to (\d+)\.", said).groups())
-    assert "paper's step of 0.54 points, by a two-sided paired t-test at 5 %, in 80%" in said
+    assert "paper's step of 0.54 points, by a two-sided paired t-test at 5 %, in 80 %" in said
     assert 2 <= low < n < high
     fill("laptop", by_size(), spread=0)
     (said,) = gap.seeds_needed(claims.Evidence())

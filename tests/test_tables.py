@@ -9,7 +9,7 @@ import pytest
 
 import made
 from lib import records
-from lib.report import cells, columns, figures, front, published, sentences, show, tables
+from lib.report import cells, columns, figures, front, published, sentences, show, stats, tables
 from lib.report.claims import Evidence
 
 EVERY = (
@@ -88,7 +88,8 @@ def test_a_new_setting_is_a_row_without_published_figures(home):
     assert list(table["setting"]) == [*(f"kernel-{k}" for k in published.KERNELS), "kernel-11"]
     assert list(table["status"]) == ["not asked for"] * 3 + ["done"] * 2
     assert np.isnan(table.iloc[-1]["paper"]) and table.iloc[-1]["ours"] > 0
-    assert sentences.others(runs)[0].startswith("`narrow` reaches ") and "92.60 (locuslab" in sentences.others(runs)[0]
+    said = sentences.others(runs)[0]
+    assert said.startswith("`narrow` (k=5, p=2, 12 epochs) reaches ") and "92.60 (locuslab" in said
     (other,) = tables.others(runs).to_dict("records")
     assert other["setting"] == "narrow" and "92.60 (locuslab" in other["published"]
 
@@ -287,14 +288,42 @@ def test_speed_in_words_names_the_machine_and_says_what_measures_it():
     assert sentences.speed(bench)[1] == "Some of that is bfloat16; with float32 on both sides it is 6.0 and 2.0."
 
 
-def test_of_one_size_alone_its_accuracy_is_said(home):
-    study = made.study(settings=["patch-4"])
+@pytest.mark.parametrize("settings", [["patch-4"], ["patch-2", "patch-4"]])
+def test_without_a_baseline_what_there_is_is_said(home, settings):
+    study = made.study(settings=settings)
     made.fill(study)
     runs = records.load(study)
-    (row,) = tables.patch(runs).to_dict("records")[-1:]
-    first, second = sentences.ablation(runs, "patch")
-    assert first.startswith(f"k=9, p=4 reaches {row['ours']:.2f} % (n=1): ") and "the paper" in first
-    assert second == "Fewer than two patch sizes have a finished run, so there is nothing to compare yet."
+    rows = tables.patch(runs).to_dict("records")[-len(settings) :]
+    said = sentences.short(study, runs)[1:]
+    for row, text in zip(rows, said, strict=False):
+        assert text.startswith(f"k=9, p={row['patch']:.0f} reaches {row['ours']:.2f} % (n=1): ") and "the original" in text
+    few = "Fewer than two patch sizes have a finished run, so there is nothing to compare yet."
+    assert (sentences.ablation(runs, "patch") == [few]) == (len(settings) == 1)
+    assert any(text.startswith("Patch size: p=2→4") for text in said) == (len(settings) == 2)
+    assert not any("Fewer" in text for text in said)
+
+
+def test_a_step_that_changes_more_than_the_size_says_so(home):
+    plain = made.runs(made.study(settings=["kernel-9", "patch-4"]))
+    assert set(tables.steps(plain, "patch")["also"]) == {""} and "also" not in sentences.ablation(plain, "patch")[0]
+    mixed = made.runs(made.study("mixed", settings=["kernel-9", {"patch-4": {"epochs": 6, "lr": 0.1}}]))
+    assert tables.steps(mixed, "patch", ["patch-1", "patch-4"])["also"].tolist() == ["epochs, lr"]
+    assert "p=1→4 also changes epochs, lr, so it is not of the patch alone." in sentences.ablation(mixed, "patch")[0]
+
+
+def test_another_setting_is_compared_with_the_one_of_its_size(home):
+    (home / "params/settings/narrow.yaml").write_text("# Half the width.\nkernel: 9\npatch: 4\ndim: 32\n")
+    (home / "params/settings/odd.yaml").write_text("# A size of its own.\nkernel: 5\npatch: 2\n")
+    runs = made.runs(made.study(settings=["patch-4", "narrow", "odd"], seeds=range(3)))
+    alone = cells.other_runs(runs, "kernel", "patch")
+    narrow, odd = tables.others(alone, runs).to_dict("records")
+    apart = stats.paired(cells.by_seed(runs, "patch-4"), cells.by_seed(runs, "narrow"))
+    assert (narrow["change_from"], narrow["change"], narrow["change_half"]) == ("patch-4", apart.mean, apart.half)
+    assert odd["change_from"] == "" and np.isnan(odd["change"])
+    assert tables.CHANGE.text(narrow).endswith(" from `patch-4`") and tables.CHANGE.text(odd) == "–"
+    first, second = sentences.others(runs)
+    assert "`narrow` (k=9, p=4, 12 epochs) reaches" in first and " points from `patch-4`" in first
+    assert "from `" not in second
 
 
 def test_a_setting_is_of_an_ablation_by_the_number_in_its_name(home):

@@ -120,8 +120,8 @@ def limits(record: dict, p: Params) -> list[str]:
     ]
     if (p.dim, p.depth, p.epochs, p.train_size) != (*NETWORK, EPOCHS, 0):
         said.append(
-            f"Not the paper's experiment (ConvMixer-{NETWORK[0]}/{NETWORK[1]}, {EPOCHS} epochs, all images): its "
-            "accuracy says nothing of what the architecture can reach."
+            f"Not the paper's experiment (ConvMixer-{NETWORK[0]}/{NETWORK[1]}, {EPOCHS} epochs, all images but those "
+            "held out): its accuracy says nothing of what the architecture can reach."
         )
     return [*said, "It is for study. Nothing should be decided by it."]
 

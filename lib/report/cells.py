@@ -35,6 +35,24 @@ def _parameters(row) -> dict:
     return {name: value for name, value in row.params.items() if name != "seed"}
 
 
+def also_changed(runs: pd.DataFrame, setting: str, other: str) -> list[str]:
+    """The parameters beside k and p in which two settings differ; none where one of them has no run."""
+    found = [_parameters(row) for name in (setting, other) for row in showing(runs, {name}).head(1).itertuples()]
+    first, second = found if len(found) == 2 else ({}, {})
+    return sorted(name for name in first if name not in PUBLISHED and first[name] != second[name])
+
+
+def alike(runs: pd.DataFrame, setting: str) -> str:
+    """The ablations' setting with the k and p of another one; empty where the study has none."""
+    own = showing(runs, {setting}).iloc[0]
+    for what in PUBLISHED:
+        for name in ablation(runs, what):
+            rows = showing(runs, {name})
+            if len(rows) and (rows.iloc[0]["kernel"], rows.iloc[0]["patch"]) == (own["kernel"], own["patch"]):
+                return name
+    return ""
+
+
 def of_the_paper(runs: pd.DataFrame) -> bool:
     """Whether runs are of CIFAR-10, the data of whatever the paper and the original have published."""
     return all(params["dataset"] == "cifar10" for params in runs["params"])

@@ -1,5 +1,6 @@
 """What accuracy costs: test accuracy against measured speed, arithmetic and memory, and which settings are worth it."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -103,12 +104,17 @@ def accuracy_against_cost(runs: pd.DataFrame) -> Figure | None:
 
 
 def _name_points(axes, table: pd.DataFrame, cost: Cost) -> None:
-    """Writes each setting beside its point, at the nearest place that covers no interval and no other name."""
+    """Writes each setting beside its point, at the nearest place that covers no interval, line or other name."""
     unit = axes.figure.dpi / 72  # pixels in a point
     half = table["half"].fillna(0)
     edges = (np.column_stack([table[cost.column], table["accuracy"] + side * half]) for side in (-1, 1))
     ends = zip(*map(axes.transData.transform, edges), strict=True)
     taken = [Bbox([low - 4 * unit, high + 4 * unit]) for low, high in ends]
+    best = pareto(table, cost)
+    line = axes.transData.transform(best[[cost.column, "accuracy"]].to_numpy())
+    for start, end in itertools.pairwise(line):
+        places = start + np.linspace(0, 1, max(2, int(np.hypot(*(end - start)) / (3 * unit))))[:, None] * (end - start)
+        taken += [Bbox([place - unit, place + unit]) for place in places]
     for row in table.to_dict("records"):
         name, at = row["setting"], (row[cost.column], row["accuracy"])
         size = np.array([4.7 * len(name), 8])  # points, of text of 8 points

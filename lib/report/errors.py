@@ -44,6 +44,12 @@ def best(found: dict[str, list]) -> str:
     return max(accuracy, key=accuracy.__getitem__)
 
 
+def best_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of the setting that is right most often; all where none is finished."""
+    found = outputs(runs)
+    return cells.configurations(runs[runs["status"] == "done"])[best(found)] if found else runs
+
+
 def best_and_its_mistake(runs: pd.DataFrame) -> list[str]:
     """Which setting is right most often, and what it most often takes for what."""
     found = outputs(runs)

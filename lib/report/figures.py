@@ -48,7 +48,8 @@ def workflow(study: Study, runs: pd.DataFrame) -> Figure:
         f"{training:,} training, {base.val_size:,} validation, {test:,} test images" if training else "not read yet"
     )
     params, shown = studies.PARAMS.relative_to(root), folder.relative_to(records.REPORTS.parent)
-    named = ", ".join([*settings[:3], *(["…"] if len(settings) > 3 else [])])
+    files = list(dict.fromkeys(name.partition(" ")[0] for name in settings))  # one may be there in several variants
+    named = ", ".join([*files[:3], *(["…"] if len(files) > 3 else [])])
     asked = f"{count(len(settings), 'setting')}, by seed: {count(len(study.runs), 'different run')}"
     stages = [
         (base.data[:12], [counts, *(f"digest {digest[:24]}" for digest in digests)]),
@@ -156,7 +157,8 @@ def curves(runs: pd.DataFrame) -> Figure | None:
         if mine["val_acc"].notna().any():
             names["watched"] = "validation images"
         for (column, name), look in zip(names.items(), (PAPER, OURS), strict=True):
-            _curve(axes, mine, column, name, **look | {"marker": ""})
+            alone = mine["epoch"].nunique() == 1  # a line of one point would not be seen
+            _curve(axes, mine, column, name, **look | ({} if alone else {"marker": ""}))
         params = runs.loc[runs["run"].isin(mine["run"]), "params"].iloc[0]
         for setting in sorted(set().union(*mine["settings"])) if _as_the_papers(params) else ():
             if (points := published.curve(setting))[0]:

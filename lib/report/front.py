@@ -44,7 +44,7 @@ def short_training(evidence: Evidence) -> list[str]:
     done = runs[runs["status"] == "done"]
     machines = " and ".join(captions.machines(done["record"]))
     return [
-        f"In `fast`, {count(int(done['epochs'].iloc[0]), 'epoch')} in {records.span(done['seconds'].median())} a run "
+        f"In `fast`, {count(int(done['epochs'].iloc[0]), 'epoch')} in {records.span(done['seconds'].mean())} a run "
         f"on {machines}, {said}"
         for said in sentences.others(done)
     ]
@@ -88,7 +88,7 @@ def _overview(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
         row = {
             "data": p.data, "study": f"[{name}]({name}/index.html)",
             "purpose": design.purpose.partition(". ")[0].rstrip(".") + ".",
-            "network": f"{p.dim}/{p.depth}", "epochs": captions.either(done.loc[~cells.is_sweep(done), "epochs"]),
+            "network": f"{p.dim}/{p.depth}", "epochs": captions.either(runs.loc[~cells.is_sweep(runs), "epochs"]),
             "done": len(done), "runs": len(runs),
             "hours": done["seconds"].sum() / 3600,
         }  # fmt: skip

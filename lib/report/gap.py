@@ -121,6 +121,6 @@ def seeds_needed(evidence: Evidence) -> list[str]:
     n, low, high = (stats.seeds_for(claimed, s, power) for s in (spread, *stats.deviation_limits(spread, len(seeds))))
     return [
         f"Paired differences of k=7 and k=9 of `laptop` vary by {spread:.2f} points between seeds (n={len(seeds)}): to "
-        f"see the paper's step of {claimed:.2f} points, by a two-sided paired t-test at 5 %, in {power:.0%} of such "
-        f"studies takes {n} seeds. So few seeds leave the spread itself uncertain: {low} to {high:,}."
+        f"see the paper's step of {claimed:.2f} points, by a two-sided paired t-test at 5 %, in {power * 100:.0f} % of "
+        f"such studies takes {n} seeds. So few seeds leave the spread itself uncertain: {low} to {high:,}."
     ]

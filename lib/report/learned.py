@@ -78,9 +78,9 @@ def kernels(found: dict[str, dict]) -> Figure | None:
             order = np.argsort(-np.square(weights).sum((1, 2)), kind="stable")[:CHANNELS]
             size = np.abs(weights[order]).max((1, 2), keepdims=True)
             tiles = weights[order] / np.maximum(size, 1e-12)
-            axes.imshow(mosaic(tiles, columns=3, fill=np.nan), cmap="PuOr", vmin=-1, vmax=1, interpolation="nearest")
+            axes.imshow(mosaic(tiles, columns=3, fill=np.nan), cmap="PuOr_r", vmin=-1, vmax=1, interpolation="nearest")
             axes.set_title(f"{label}, block {block + 1}", fontsize=9)
-    return described(figure, f"Depthwise kernels of {' and '.join(found)}; orange is negative, purple positive.")
+    return described(figure, f"Depthwise kernels of {' and '.join(found)}; purple is negative, orange positive.")
 
 
 @styled

@@ -86,13 +86,13 @@ def data(study: Study, runs: pd.DataFrame) -> str:
 
 
 def short(study: Study, runs: pd.DataFrame) -> list[str]:
-    """The report in a few sentences: what is there, the baseline, both trends, the cost."""
-    said = [*progress(study, runs), *baseline(runs)[:1]]
-    shown = [what for what in ("kernel", "patch") if cells.ablation_runs(runs, what)["status"].eq("done").any()]
-    for what in shown:
-        said += [
-            f"{what.capitalize()} size: {sentence[0].lower()}{sentence[1:]}" for sentence in ablation(runs, what)[:1]
-        ]
+    """The report in a few sentences: what is there, the baseline (or what there is in its place), trends, the cost."""
+    reached = baseline(runs)[:1] or [said for what in ("kernel", "patch") for said in levels(runs, what)]
+    said = [*progress(study, runs), *reached]
+    for what in ("kernel", "patch"):
+        if len(_finished(runs, what)) > 1:
+            text = ablation(runs, what)[0]
+            said.append(f"{what.capitalize()} size: {text[0].lower()}{text[1:]}")
     return said + others(runs) + compute(runs)[:1]
 
 
@@ -242,19 +242,30 @@ def baseline(runs: pd.DataFrame) -> list[str]:
 # The two ablations
 
 
+def levels(runs: pd.DataFrame, what: str) -> list[str]:
+    """What each finished size of an ablation reaches, beside both published figures."""
+    said = []
+    for row in _finished(runs, what).to_dict("records"):
+        theirs = {"paper": row["ours_minus_paper"], "original": row["ours_minus_original"]}
+        versus = ", ".join(f"{_versus(points)} the {who}" for who, points in theirs.items() if pd.notna(points))
+        reached = f"k={row['kernel']:.0f}, p={row['patch']:.0f} reaches {_value(row)}"
+        said.append(f"{reached}{': ' if versus else ''}{versus}.")
+    return said
+
+
+def _finished(runs: pd.DataFrame, what: str) -> pd.DataFrame:
+    """The rows of an ablation's table that have a finished run."""
+    table = (tables.kernel if what == "kernel" else tables.patch)(runs)
+    return table[table["n"] > 0]
+
+
 def ablation(runs: pd.DataFrame, what: str) -> list[str]:
     """Whether the predicted order holds (larger kernels and smaller patches are better) and how sure that is."""
     if cells.ablation_runs(runs, what).empty:
         return []
-    table = (tables.kernel if what == "kernel" else tables.patch)(runs)
-    ours = table[table["n"] > 0]
+    ours = _finished(runs, what)
     if len(ours) < 2:
-        few = f"Fewer than two {what} sizes have a finished run, so there is nothing to compare yet."
-        if ours.empty or not cells.of_the_paper(runs):
-            return [few]
-        row = ours.iloc[0]
-        versus = f"{_versus(row['ours_minus_paper'])} the paper, {_versus(row['ours_minus_original'])} the original"
-        return [f"k={row['kernel']:.0f}, p={row['patch']:.0f} reaches {_value(row)}: {versus}.", few]
+        return [f"Fewer than two {what} sizes have a finished run, so there is nothing to compare yet."]
     sign = 1 if what == "kernel" else -1
     steps = tables.steps(runs, what, list(ours["setting"]))
     steps = steps[steps["n"] > 0]
@@ -262,10 +273,12 @@ def ablation(runs: pd.DataFrame, what: str) -> list[str]:
         return ["The finished settings share no seed, so no step is measured."]
     expected = "rises with the kernel" if sign > 0 else "falls as patches grow"
     found = "; ".join(_step(row) for row in steps.itertuples())
-    gap = "" if len(steps) == len(table) - 1 else ", other steps have no runs to compare"
+    gap = "" if len(steps) == len(cells.ablation(runs, what)) - 1 else ", other steps have no runs to compare"
     n = "n=" + " to ".join(map(str, dict.fromkeys((steps["n"].min(), steps["n"].max()))))
     who = "The paper predicts" if cells.of_the_paper(runs) else "Expected is"
     said = f"{found} points ({n}{gap}). {who} that accuracy {expected}: {_resolved(steps, sign)}."
+    said += "".join(f" {row.step} also changes {row.also}, so it is not of the {what} alone."
+                    for row in steps.itertuples() if row.also)  # fmt: skip
     return [said, *_certainty(runs, ours, steps, sign)]
 
 
@@ -300,20 +313,21 @@ def _certainty(runs: pd.DataFrame, ours: pd.DataFrame, steps: pd.DataFrame, sign
         apart = tested[stats.holm(tested["images_p"]) < 0.05]
         named = f" ({', '.join(apart['step'])})" if len(apart) else ""
         said.append(
-            f"The two networks of a step differ on these test images by more than chance (McNemar, p < 0.05 after "
-            f"Holm) in {len(apart)} of {count(len(tested), 'step')}{named}; that holds for these networks, not for the "
-            "next seed's."
+            f"The two networks of a step differ on these test images by more than chance (McNemar's p-value below 0.05 "
+            f"after Holm) in {len(apart)} of {count(len(tested), 'step')}{named}; that holds for these networks, not "
+            "for the next seed's."
         )
     if trend.n == 1:
         return said
     if trend.levels >= 3:
         said.append(
-            f"Page's trend test over {trend.n} seeds gives p {_p(trend.p)} for the predicted order over all sizes, not "
-            f"for each of its steps (a perfect order has 1 chance in {1 / trend.smallest_p:,.0f})."
+            f"Page's trend test over {trend.n} seeds gives a p-value {_p(trend.p)} for the predicted order over all "
+            f"sizes, not for each of its steps (a perfect order has 1 chance in {1 / trend.smallest_p:,.0f})."
         )
     if (smallest := steps["smallest_p"].max()) >= 0.05:
         said.append(
-            f"A sign-flip test of one step cannot reach p < 0.05 with so few seeds: at best it is {smallest:.2g}."
+            "A sign-flip test of one step cannot reach a p-value of 0.05 with so few seeds: at best it is "
+            f"{smallest:.2g}."
         )
     return said
 
@@ -333,7 +347,8 @@ def others(runs: pd.DataFrame) -> list[str]:
             tried.setdefault(name, []).append((row["validation"], changes, row["n"]))
         elif row["n"]:
             beside = f"; published elsewhere for its k and p: {row['published']}" if row["published"] else ""
-            said.append(f"`{name}` reaches {_value(row)}{_headline(runs, row)}{beside}.")
+            change = f", {_change(row)}" if pd.notna(row["change"]) else ""
+            said.append(f"`{name}`{_size(runs, row)} reaches {_value(row)}{change}{_headline(runs, row)}{beside}.")
     for name, ways in tried.items():
         accuracy, changes, n = max(ways)
         if len(ways) > 1:
@@ -341,12 +356,26 @@ def others(runs: pd.DataFrame) -> list[str]:
     return said
 
 
+def _size(runs: pd.DataFrame, row: dict) -> str:
+    """k, p and epochs of a ConvMixer, behind a name that need not say them."""
+    params = cells.of_setting(runs, row["setting"])["params"].iloc[0]
+    if params["arch"] != "convmixer":
+        return ""
+    return f" (k={params['kernel']}, p={params['patch']}, {count(params['epochs'], 'epoch')})"
+
+
+def _change(row: dict) -> str:
+    return f"{signed(row['change'])}{interval(row['change_half'])} points from `{row['change_from']}`"
+
+
 def _headline(runs: pd.DataFrame, row: dict) -> str:
-    """The paper's headline figure beside a setting of its network for whose k and p it has no figure."""
+    """Beside a setting of the paper's network: the original's figure for its k and p, else the paper's headline."""
     params = cells.of_setting(runs, row["setting"])["params"].iloc[0]
     sized = params["arch"] == "convmixer" and (params["dim"], params["depth"]) == published.NETWORK
-    if not sized or not cells.of_the_paper(runs) or (row["kernel"], row["patch"]) in published.PARAMETERS:
+    if not sized or not cells.of_the_paper(runs):
         return ""
+    if pd.notna(row["ours_minus_original"]):
+        return f", {_versus(row['ours_minus_original'])} the original ({published.ORIGINAL_EPOCHS} epochs)"
     best = published.BASELINE
     what = f"{best.accuracy:.2f} %, k={best.kernel}, p={best.patch}, {published.EPOCHS} epochs"
     return f", {_versus(row['ours'] - best.accuracy)} the paper's headline figure ({what})"
@@ -452,7 +481,7 @@ def limits(study: Study, runs: pd.DataFrame) -> list[str]:
     elif n > 1:
         said.append(
             f"Seeds: every finished setting has at least {n}. An interval over so few assumes that seeds vary "
-            f"normally; the smallest p of a sign-flip test over {n} seeds is {2.0 ** (1 - n):.2g}."
+            f"normally; the smallest p-value of a sign-flip test over {n} seeds is {2.0 ** (1 - n):.2g}."
         )
     if of_the_paper and study.base.epochs < published.ORIGINAL_EPOCHS:
         said.append(
@@ -463,7 +492,8 @@ def limits(study: Study, runs: pd.DataFrame) -> list[str]:
     tuning = "; a setting that would prefer another learning rate is not given it"
     if len(rates := _rates(runs)) > 1:
         tuning = f" but the learning rate, which is {' or '.join(rates)}"
-    said.append(f"Data and tuning: one data set, {families}, and one recipe for every setting{tuning}.")
+    recipe = f"one recipe for every setting{tuning}" if runs["settings"].nunique() > 1 else "one setting"
+    said.append(f"Data and tuning: one data set, {families}, and {recipe}.")
     return said
 
 
@@ -489,7 +519,7 @@ def _range(values) -> str:
 
 
 def _p(p: float) -> str:
-    return f"= {p:.2g}" if p >= 1e-4 else "< 0.0001"
+    return f"of {p:.2g}" if p >= 1e-4 else "below 0.0001"
 
 
 def _doubt(n: int, gap: float) -> str:

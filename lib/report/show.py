@@ -15,6 +15,7 @@ from lib.report import captions, style
 from lib.report.columns import Column
 
 CODE, LINK = re.compile(r"`([^`]+)`"), re.compile(r"\[([^\]]+)\]\(((?:https://)?[^):\s]+)\)")  # no javascript:
+LONG = 60  # characters: such texts keep some width, also on a phone, where the table is scrolled
 SIGNS = {"−": "$-$", "–": "--", "±": "$\\pm$", "×": "$\\times$", "→": "$\\to$", "“": "``", "”": "''"}  # in LaTeX
 
 
@@ -94,14 +95,15 @@ def _of_no_runs(data: tuple) -> bool:
 
 
 def to_csv(frame: pd.DataFrame) -> str:
-    """A table as CSV: the names and numbers that the code uses, ten significant digits, nothing for NaN."""
+    """A table as CSV: the names and numbers that the code uses, ten significant digits, nothing for NaN, plain text."""
+    frame = frame.map(lambda value: CODE.sub(r"\1", LINK.sub(r"\1", value)) if isinstance(value, str) else value)
     return frame.to_csv(index=False, float_format="%.10g", lineterminator="\n")
 
 
 def html_table(frame: pd.DataFrame, columns: tuple[Column, ...]) -> str:
     """A table as a person reads it: headings, rounded numbers, mean and half-interval in one cell, all escaped."""
     shown = as_text(frame, columns)
-    kinds = [_kind(column) for column in columns if column.heading in shown]
+    kinds = [_kind(column, shown[column.heading]) for column in columns if column.heading in shown]
     names = zip(shown.columns, kinds, strict=True)
     head = "".join(f'<th scope="col"{kind}>{html.escape(name)}</th>' for name, kind in names)
     body = ""
@@ -143,8 +145,10 @@ def _unfinished(row: dict) -> str:
     return ' class="unfinished"' if row.get("status", "done") != "done" else ""
 
 
-def _kind(column: Column) -> str:
-    return "" if column.kind == "words" else f' class="{column.kind}"'
+def _kind(column: Column, texts: pd.Series) -> str:
+    if column.kind == "words":
+        return ' class="long"' if texts.map(len).max() > LONG else ""
+    return f' class="{column.kind}"'
 
 
 def _caption(number: str, text: str, made_by, data: tuple, files: list[str]) -> str:

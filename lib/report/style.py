@@ -47,8 +47,9 @@ def save(figure: Figure, kind: str) -> bytes:
 
 
 def say_floor(axes) -> None:
-    """Says where a vertical axis starts when that is not zero."""
-    low = axes.get_ylim()[0]
+    """Ends an axis of accuracies at 100 % at most, and says where it starts when that is not zero."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, min(high, 103))  # where an interval of two seeds would go further
     if abs(low) > 1e-9:
         axes.set_ylim(low)
         place = {"xy": (0, 1), "xytext": (2, 3), "textcoords": "offset points", "xycoords": "axes fraction"}

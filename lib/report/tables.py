@@ -19,11 +19,14 @@ from lib.report.columns import (
     PATCH,
     SETTING,
     STATUS,
+    Column,
     N,
+    interval,
     mega,
     number,
     p_value,
     shows,
+    signed,
     theirs,
     timed,
     words,
@@ -94,18 +97,36 @@ def overall(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _change(row: dict) -> str:
+    if pd.isna(row["change"]):
+        return "–"
+    return f"{signed(row['change'])}{interval(row['change_half'])} from `{row['change_from']}`"
+
+
+CHANGE = Column("change", "change (points)", _change, optional=True)
+
+
 @shows(
-    SETTING, KERNEL, PATCH, OURS, N, number("validation", "validation (%)", optional=True),
+    SETTING, KERNEL, PATCH, OURS, N, CHANGE, number("validation", "validation (%)", optional=True),
     ORIGINAL, theirs("ours_minus_original", "ours − original", "{:+.2f}"),
     words("published", "published elsewhere (%)", optional=True), STATUS,
 )  # fmt: skip
-def others(runs: pd.DataFrame) -> pd.DataFrame:
-    """Settings that belong to no table of the paper, beside whatever was published for their k and p."""
+def others(runs: pd.DataFrame, all_runs: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Settings that belong to no table of the paper, beside whatever was published for their k and p.
+
+    `change` is the difference to `change_from`, the ablations' setting of the same k and p, over common seeds.
+    all_runs: where that is found, if not in `runs`.
+    """
+    every = runs if all_runs is None else all_runs
     known = [name for what in ("kernel", "patch", "lr") for name in cells.ablation(runs, what)]
     names = dict.fromkeys(name for names in runs["settings"] for name in names if name not in known)
     table = pd.DataFrame([_compared(runs, _cell(runs, name), None) for name in names])
     if len(table):
         table["validation"] = [cells.of_setting(runs, name)["val_acc"].mean() for name in names]
+        table["change_from"] = [cells.alike(every, name) for name in names]
+        steps = [stats.paired(cells.by_seed(every, usual) if usual else {}, cells.by_seed(runs, name))
+                 for usual, name in zip(table["change_from"], names, strict=True)]  # fmt: skip
+        table["change"], table["change_half"] = [step.mean for step in steps], [step.half for step in steps]
         comparable = cells.of_the_paper(runs)
         contexts = [published.context(row.kernel, row.patch) if comparable else () for row in table.itertuples()]
         table["published"] = ["; ".join(f"{f.accuracy:.2f} ({f.source})" for f in found) for found in contexts]
@@ -119,14 +140,16 @@ def _ablation(runs: pd.DataFrame, what: str, sizes) -> pd.DataFrame:
 
 @shows(
     words("step", "step", "short"), number("difference", "ours", "{:+.2f}", spread="half"), N,
-    p_value("p", "sign-flip p"), p_value("smallest_p", "smallest p of n"),
-    p_value("images_p", "McNemar p, these images"),
+    words("also", "also changes", optional=True),
+    p_value("p", "sign-flip p-value"), p_value("smallest_p", "smallest p-value of n"),
+    p_value("images_p", "McNemar p-value, these images"),
     theirs("paper_step", "the paper", "{:+.2f}"), theirs("original_step", "the original", "{:+.2f}"),
 )  # fmt: skip
 def steps(runs: pd.DataFrame, what: str, only: list[str] | None = None) -> pd.DataFrame:
     """From each level of an ablation to the next: ours over common seeds, the paper's step, the original's.
 
-    `half` and `p` (sign flip) need two seeds; `images_p` is McNemar's on the test images where there is one.
+    `half` and `p` (sign flip) need two seeds; `images_p` is McNemar's on the test images where there is one. `also`
+    names what else a study changes with the size, which the step is then of as well.
     With `only`, from one of these settings to the next of them.
     """
     table = (kernel if what == "kernel" else patch)(runs)
@@ -136,6 +159,7 @@ def steps(runs: pd.DataFrame, what: str, only: list[str] | None = None) -> pd.Da
         step = stats.paired(cells.by_seed(runs, before.setting), cells.by_seed(runs, after.setting))
         rows.append({
             "step": f"{what[0]}={getattr(before, what):.0f}→{getattr(after, what):.0f}",
+            "also": ", ".join(cells.also_changed(runs, before.setting, after.setting)),
             "difference": step.mean, "half": step.half, "n": step.n, "p": step.p, "smallest_p": step.smallest_p,
             "images_p": _images_p(runs, before.setting, after.setting) if step.n == 1 else np.nan,
             "paper_step": after.paper - before.paper, "original_step": after.original - before.original,
