@@ -296,7 +296,8 @@ def test_without_a_baseline_what_there_is_is_said(home, settings):
     rows = tables.patch(runs).to_dict("records")[-len(settings) :]
     said = sentences.short(study, runs)[1:]
     for row, text in zip(rows, said, strict=False):
-        assert text.startswith(f"k=9, p={row['patch']:.0f} reaches {row['ours']:.2f} % (n=1): ") and "the original" in text
+        assert text.startswith(f"k=9, p={row['patch']:.0f} reaches {row['ours']:.2f} % (n=1): ")
+        assert "the paper" in text and "the original" in text
     few = "Fewer than two patch sizes have a finished run, so there is nothing to compare yet."
     assert (sentences.ablation(runs, "patch") == [few]) == (len(settings) == 1)
     assert any(text.startswith("Patch size: p=2→4") for text in said) == (len(settings) == 2)

@@ -235,7 +235,7 @@ def throughput_falls(evidence: Evidence) -> Verdict:
         noticeable = large < 0.9 * small
         words_.append(CONTRADICTED if not noticeable else SUPPORTED if p <= 0.05 else NOT_RESOLVED)
         speeds = ", ".join(f"{speed:.1f}" for speed, *_ in by_kernel)
-        turns = f"{len(small_turns)} and {len(large_turns)} turns of k=3 and k=9: p = {p:.2g}"
+        turns = f"{len(small_turns)} and {len(large_turns)} turns of k=3 and k=9: p-value {p:.2g}"
         found.append(f"{records.machine_name(bench)}: {speeds} ({turns})")
     if not found:
         return not_run("`make bench`")

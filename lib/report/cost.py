@@ -95,7 +95,7 @@ def accuracy_against_cost(runs: pd.DataFrame) -> Figure | None:
             axes.set_xscale("log")
             axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        axes.margins(x=0.2, y=0.2)
+        axes.margins(x=0.25, y=0.2)
     say_floor(figure.axes[0])
     figure.draw_without_rendering()  # only now is it known where the points lie
     for axes, cost in zip(figure.axes, costs, strict=True):

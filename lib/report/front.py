@@ -9,11 +9,11 @@ from lib.report.claims import Evidence
 from lib.report.columns import Column, count, number, shows, timed, words
 
 COLUMNS = (
-    words("study", "study", "short"), words("network", "network", "short"),
+    words("study", "study", "short"), words("purpose", "what it is"), words("network", "network", "short"),
     words("epochs", "epochs"), Column("runs", "runs", lambda row: f"{row['done']} of {row['runs']}"),
     number("baseline", "k=9, p=1 (%)", spread="baseline_half"),
     number("patch_4", "k=9, p=4 (%)", spread="patch_4_half"),
-    number("hours", "hours", "{:.1f}"), words("purpose", "what it is"),
+    number("hours", "hours", "{:.1f}"),
 )  # fmt: skip
 
 MAIN = ("laptop", "quick")  # the first of them that has a finished run of every setting is shown
