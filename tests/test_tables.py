@@ -315,14 +315,15 @@ def test_a_step_that_changes_more_than_the_size_says_so(home):
 def test_another_setting_is_compared_with_the_one_of_its_size(home):
     (home / "params/settings/narrow.yaml").write_text("# Half the width.\nkernel: 9\npatch: 4\ndim: 32\n")
     (home / "params/settings/odd.yaml").write_text("# A size of its own.\nkernel: 5\npatch: 2\n")
-    runs = made.runs(made.study(settings=["patch-4", "narrow", "odd"], seeds=range(3)))
+    runs = made.runs(made.study(settings=["patch-4", "narrow", "odd", "cnn"], seeds=range(3)))
     alone = cells.other_runs(runs, "kernel", "patch")
-    narrow, odd = tables.others(alone, runs).to_dict("records")
+    narrow, odd, _ = tables.others(alone, runs).to_dict("records")
     apart = stats.paired(cells.by_seed(runs, "patch-4"), cells.by_seed(runs, "narrow"))
     assert (narrow["change_from"], narrow["change"], narrow["change_half"]) == ("patch-4", apart.mean, apart.half)
     assert odd["change_from"] == "" and np.isnan(odd["change"])
     assert tables.CHANGE.text(narrow).endswith(" from `patch-4`") and tables.CHANGE.text(odd) == "–"
-    first, second = sentences.others(runs)
+    first, second, third = sentences.others(runs)
+    assert third.startswith("`cnn` reaches ")
     assert "`narrow` (k=9, p=4, 12 epochs) reaches" in first and " points from `patch-4`" in first
     assert "from `" not in second
 

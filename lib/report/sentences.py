@@ -359,10 +359,9 @@ def others(runs: pd.DataFrame) -> list[str]:
 def _size(runs: pd.DataFrame, row: dict) -> str:
     """k, p and epochs of a ConvMixer, behind a name that does not say its size."""
     params = cells.of_setting(runs, row["setting"])["params"].iloc[0]
-    k, p = params["kernel"], params["patch"]
-    if params["arch"] != "convmixer" or row["setting"] == f"k{k}-p{p}":
+    if params["arch"] != "convmixer" or row["setting"] == f"k{params['kernel']}-p{params['patch']}":
         return ""
-    return f" (k={k}, p={p}, {count(params['epochs'], 'epoch')})"
+    return f" (k={params['kernel']}, p={params['patch']}, {count(params['epochs'], 'epoch')})"
 
 
 def _change(row: dict) -> str:
