@@ -65,6 +65,21 @@ def test_clear_trends_are_supported_and_turned_around_they_are_contradicted(home
         assert {name: found[name] for name in trends} == dict.fromkeys(trends, word)
 
 
+def test_what_a_shorter_study_has_against_a_claim_stands_beside_it(home):
+    fill("laptop", by_size())
+
+    def found():
+        return (
+            claims.ledger(claims.Evidence()).set_index("claim").loc["smaller patches are better at every step", "found"]
+        )
+
+    fill("quick", by_size())
+    assert "quick" not in found()
+    fill("quick", by_size(-1))
+    assert re.search(r"In `quick`, much shorter: p=4→2 −.* points \(n=3\); p=2→1 −.* points \(n=3\)\.$", found())
+    assert verdicts()["smaller patches are better at every step"] == SUPPORTED
+
+
 def test_noise_resolves_nothing(home):
     fill("laptop", lambda run: 80.0, spread=2.0)
     found = verdicts()

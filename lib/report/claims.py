@@ -168,8 +168,13 @@ def every_step(what: str, evidence: Evidence) -> Verdict:
     if not all(step.n for step in found):
         return not_run("every setting of `laptop`")
     names = [f"{what[0]}={low}→{high}" for low, high in itertools.pairwise(levels)]
-    text = "; ".join(f"{name} {points(step)}" for name, step in zip(names, found, strict=True))
-    return of_laptop(evidence, [f"{what}-{level}" for level in levels], of_parts(found), f"{text}.")
+    text = "; ".join(f"{name} {points(step)}" for name, step in zip(names, found, strict=True)) + "."
+    shorter = [stats.paired(*(evidence.accuracy("quick", setting) for setting in step)) for step in steps]
+    against = [f"{name} {points(step)}" for name, step in zip(names, shorter, strict=True)
+               if of_paired(step) == CONTRADICTED]  # fmt: skip
+    if against:
+        text += f" In `quick`, much shorter: {'; '.join(against)}."
+    return of_laptop(evidence, [f"{what}-{level}" for level in levels], of_parts(found), text)
 
 
 def first_step_gains_most(evidence: Evidence) -> Verdict:
