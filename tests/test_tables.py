@@ -309,7 +309,14 @@ def test_a_step_that_changes_more_than_the_size_says_so(home):
     assert set(tables.steps(plain, "patch")["also"]) == {""} and "also" not in sentences.ablation(plain, "patch")[0]
     mixed = made.runs(made.study("mixed", settings=["kernel-9", {"patch-4": {"epochs": 6, "lr": 0.1}}]))
     assert tables.steps(mixed, "patch", ["patch-1", "patch-4"])["also"].tolist() == ["epochs, lr"]
+    other = made.runs(made.study("other", settings=["kernel-9", {"patch-4": {"arch": "vit"}}]))
+    assert "arch" in tables.steps(other, "patch", ["patch-1", "patch-4"])["also"].iloc[0]
     assert "p=1→4 also changes epochs, lr, so it is not of the patch alone." in sentences.ablation(mixed, "patch")[0]
+
+
+def test_a_csv_has_no_markup():
+    frame = pd.DataFrame({"study": ["[fast](fast/index.html)"], "found": ["In `quick`: 1.5"], "n": [3]})
+    assert show.to_csv(frame) == "study,found,n\nfast,In quick: 1.5,3\n"
 
 
 def test_another_setting_is_compared_with_the_one_of_its_size(home):
@@ -321,7 +328,7 @@ def test_another_setting_is_compared_with_the_one_of_its_size(home):
     apart = stats.paired(cells.by_seed(runs, "patch-4"), cells.by_seed(runs, "narrow"))
     assert (narrow["change_from"], narrow["change"], narrow["change_half"]) == ("patch-4", apart.mean, apart.half)
     assert odd["change_from"] == "" and np.isnan(odd["change"])
-    assert tables.CHANGE.text(narrow).endswith(" from `patch-4`") and tables.CHANGE.text(odd) == "–"
+    assert tables.CHANGE.text(narrow).endswith(" points from `patch-4`") and tables.CHANGE.text(odd) == "–"
     first, second, third = sentences.others(runs)
     assert third.startswith("`cnn` reaches ")
     assert "`narrow` (k=9, p=4, 12 epochs) reaches" in first and " points from `patch-4`" in first

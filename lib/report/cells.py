@@ -39,7 +39,7 @@ def also_changed(runs: pd.DataFrame, setting: str, other: str) -> list[str]:
     """The parameters beside k and p in which two settings differ; none where one of them has no run."""
     found = [_parameters(row) for name in (setting, other) for row in showing(runs, {name}).head(1).itertuples()]
     first, second = found if len(found) == 2 else ({}, {})
-    return sorted(name for name in first if name not in PUBLISHED and first[name] != second[name])
+    return sorted(name for name in {**first, **second} if name not in PUBLISHED and first.get(name) != second.get(name))
 
 
 def alike(runs: pd.DataFrame, setting: str) -> str:

@@ -347,7 +347,7 @@ def others(runs: pd.DataFrame) -> list[str]:
             tried.setdefault(name, []).append((row["validation"], changes, row["n"]))
         elif row["n"]:
             beside = f"; published elsewhere for its k and p: {row['published']}" if row["published"] else ""
-            change = f", {_change(row)}" if pd.notna(row["change"]) else ""
+            change = f", {tables.CHANGE.text(row)}" if pd.notna(row["change"]) else ""
             said.append(f"`{name}`{_size(runs, row)} reaches {_value(row)}{change}{_headline(runs, row)}{beside}.")
     for name, ways in tried.items():
         accuracy, changes, n = max(ways)
@@ -362,10 +362,6 @@ def _size(runs: pd.DataFrame, row: dict) -> str:
     if params["arch"] != "convmixer" or row["setting"] == f"k{params['kernel']}-p{params['patch']}":
         return ""
     return f" (k={params['kernel']}, p={params['patch']}, {count(params['epochs'], 'epoch')})"
-
-
-def _change(row: dict) -> str:
-    return f"{signed(row['change'])}{interval(row['change_half'])} points from `{row['change_from']}`"
 
 
 def _headline(runs: pd.DataFrame, row: dict) -> str:

@@ -100,10 +100,10 @@ def overall(runs: pd.DataFrame) -> pd.DataFrame:
 def _change(row: dict) -> str:
     if pd.isna(row["change"]):
         return "–"
-    return f"{signed(row['change'])}{interval(row['change_half'])} from `{row['change_from']}`"
+    return f"{signed(row['change'])}{interval(row['change_half'])} points from `{row['change_from']}`"
 
 
-CHANGE = Column("change", "change (points)", _change, optional=True)
+CHANGE = Column("change", "change", _change, optional=True)
 
 
 @shows(
