@@ -47,11 +47,10 @@ def save(figure: Figure, kind: str) -> bytes:
 
 
 def say_floor(axes) -> None:
-    """Ends an axis of accuracies at 100 % at most, and says where it starts when that is not zero."""
+    """Says where a vertical axis of accuracies starts when that is not zero, and ends it where there can be none."""
     low, high = axes.get_ylim()
-    axes.set_ylim(low, min(high, 103))  # where an interval of two seeds would go further
+    axes.set_ylim(low, min(high, 103))  # a dot at 100 % has room; an interval of two seeds may go further
     if abs(low) > 1e-9:
-        axes.set_ylim(low)
         place = {"xy": (0, 1), "xytext": (2, 3), "textcoords": "offset points", "xycoords": "axes fraction"}
         axes.annotate(f"axis starts at {low:.0f} %", **place, fontsize=8, color=GREY)
 
